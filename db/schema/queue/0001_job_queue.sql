@@ -269,13 +269,13 @@ begin
 end $$;
 comment on function jobqueue.publish is 'Insert jobs (a JSON array of rows); p_capped are those that bring their own max_attempts. Returns how many were new.';
 
-create function jobqueue.send(p_queues text[], p_priority smallint, p_expires_at timestamptz, p_envelope text,
+create function jobqueue.send(p_queues text[], p_priority smallint, p_ttl interval, p_envelope text,
                               p_payload text, p_payload_binary bytea) returns void
 language plpgsql security definer set search_path = ''
 as $$
 begin
     insert into jobqueue.message (queue, priority, expires_at, envelope, payload, payload_binary)
-    select q.name, p_priority, least(p_expires_at, now() + q.message_ttl), p_envelope, p_payload, p_payload_binary
+    select q.name, p_priority, now() + least(p_ttl, q.message_ttl), p_envelope, p_payload, p_payload_binary
       from jobqueue.queue q
      where q.name = any (p_queues) and q.transient;
     perform jobqueue.wake(p_queues, true);
@@ -376,7 +376,10 @@ begin
                and j.priority = level.priority
                and j.status = 'pending'
                and j.owner is null
-               and (j.run_at, j.id) > (level.after_run_at, level.after_id)
+               -- Near the present a job may still be on its way to commit, so the cursor stays a little behind it.
+               and (j.run_at, j.id) > (case when level.after_run_at > now() - interval '1 second'
+                                            then level.after_run_at - interval '250 milliseconds'
+                                            else level.after_run_at end, level.after_id)
                and j.run_at <= now()
              order by j.run_at, j.id
              limit p_limit
@@ -415,13 +418,21 @@ set search_path = '' set enable_seqscan = off set enable_hashjoin = off set enab
 as $$
 #variable_conflict use_column
 begin
+    -- Asked again after a lost reply, a start that has happened is reported again and counted once.
     return query
-    update public.job_queue j
-       set status = 'processing', started_at = clock_timestamp(), attempts = j.attempts + 1,
-           total_starts = j.total_starts + 1, worker = p_worker, at_most_once = s.once
-      from unnest(p_ids, p_leases, p_once) as s(id, lease, once)
-     where j.id = s.id and j.lease = s.lease and j.status = 'pending' and j.owner is not null
-    returning j.id, j.lease, j.attempts, j.max_attempts;
+    with started as (
+        update public.job_queue j
+           set status = 'processing', started_at = clock_timestamp(), attempts = j.attempts + 1,
+               total_starts = j.total_starts + 1, worker = p_worker, at_most_once = s.once
+          from unnest(p_ids, p_leases, p_once) as s(id, lease, once)
+         where j.id = s.id and j.lease = s.lease and j.status = 'pending' and j.owner is not null
+        returning j.id, j.lease, j.attempts, j.max_attempts)
+    select * from started
+     union all
+    select j.id, j.lease, j.attempts, j.max_attempts
+      from unnest(p_ids, p_leases) as s(id, lease)
+      join public.job_queue j on j.id = s.id
+     where j.lease = s.lease and j.status = 'processing' and j.owner is not null;
 end $$;
 
 create function jobqueue.complete(p_ids uuid[], p_leases uuid[]) returns setof uuid
@@ -461,7 +472,8 @@ begin
            errors        = jobqueue.with_error(j.errors, j.total_starts, j.worker, p_error)
      where j.id = p_id and j.lease = p_lease and j.owner is not null
     returning j.status, j.queue into v_status, v_queue;
-    if v_status = 'pending' and p_delay <= interval '0' then
+    -- Also when it is not due yet: an idle worker then learns when to look again.
+    if v_status = 'pending' then
         perform jobqueue.wake(array[v_queue]);
     end if;
     return v_status;
@@ -514,7 +526,6 @@ language plpgsql set search_path = ''
 as $$
 declare
     v_queue text;
-    v_due boolean;
 begin
     update public.job_queue j
        set status = 'pending', owner = null, started_at = null, attempts = 0, redelivered = false, at_most_once = false,
@@ -526,22 +537,20 @@ begin
            queue text, task_name text, task_id text, priority smallint, user_id text, run_at timestamptz,
            expires_at timestamptz, reply_to text, envelope text, payload text, payload_base64 text, max_attempts integer)
      where j.id = p_id and j.lease = p_lease and j.owner is not null
-    returning j.queue, j.run_at <= now() into v_queue, v_due;
-    if v_due then
-        perform jobqueue.wake(array[v_queue]);
-    end if;
+    returning j.queue into v_queue;
+    perform jobqueue.wake(array[v_queue]);
     return v_queue is not null;
 end $$;
 comment on function jobqueue.rearm is 'Task.retry and Task.replace: the running job becomes pending again with a new message and a new budget of attempts';
 
 create function jobqueue.store_result(p_id uuid, p_lease uuid, p_state text, p_result text, p_result_binary bytea,
-                                      p_meta text, p_traceback text, p_error text) returns boolean
+                                      p_meta text, p_traceback text, p_error text, p_ends boolean default true) returns boolean
 language plpgsql set search_path = ''
 as $$
 declare
     v_task text;
     v_reply_to text;
-    v_ends boolean := p_state in ('SUCCESS', 'FAILURE', 'REVOKED', 'REJECTED', 'IGNORED');
+    v_ends boolean := p_ends and p_state in ('SUCCESS', 'FAILURE', 'REVOKED', 'REJECTED', 'IGNORED');
 begin
     -- Result and `completed` are one statement. A row that was settled a moment ago by this lease still takes the state
     -- that belongs to it (the parent's acknowledgement may overtake the failure it records), but never over a SUCCESS.
@@ -592,7 +601,7 @@ create function jobqueue.goodbye(p_id uuid) returns void
 language plpgsql set search_path = ''
 as $$ begin delete from jobqueue.worker w where w.id = p_id; end $$;
 
-create function jobqueue.rescue(p_grace interval default interval '3 seconds')
+create function jobqueue.rescue(p_self uuid, p_grace interval default interval '3 seconds')
 returns table (id uuid, lease uuid, task_id text, task_name text, error text, envelope text, payload text, payload_binary bytea)
 language plpgsql set search_path = ''
 as $$
@@ -605,7 +614,8 @@ begin
     if not pg_try_advisory_xact_lock(7001, 1) then
         return;
     end if;
-    for w in select * from jobqueue.worker loop
+    -- Not oneself: a session may take its own advisory lock again, which would look like a free one.
+    for w in select * from jobqueue.worker x where x.id <> p_self loop
         v_free := false;
         if w.holds_lock then
             v_free := pg_try_advisory_xact_lock(jobqueue.lock_key(w.id));

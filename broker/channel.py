@@ -1,0 +1,308 @@
+"""A kombu channel over the job queue: publishing, consuming, acknowledging."""
+
+from __future__ import annotations
+
+import logging
+from queue import Empty
+from typing import Any
+
+import psycopg
+from amqp import RecoverableConnectionError
+from kombu.transport import virtual
+from kombu.utils.json import dumps
+
+from celery_jobqueue.broker.claims import Claims
+from celery_jobqueue.broker.context import lease_of, running_request
+from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.messages import decode_job, decode_transient, encode_job, job_id
+from celery_jobqueue.broker.session import Call
+from celery_jobqueue.broker.settlements import Failure, Lease
+from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.transient import send_call
+from celery_jobqueue.db.errors import InvalidJob
+
+__all__ = ["Channel", "Message"]
+
+logger = logging.getLogger(__name__)
+
+
+class Message(virtual.Message):  # type: ignore[misc]
+    """A delivered message. `lease` is set when it is a job."""
+
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
+        super().__init__(payload, channel=channel, **kwargs)
+        job = payload["properties"].get("job")
+        self.lease: Lease | None = Lease(job["id"], job["lease"]) if job else None
+        #: The queue it came from; a message routed through an exchange carries another routing key.
+        self.queue: str | None = payload.get("queue")
+        #: How the job ended; None: as the acknowledgement says.
+        self.failure: Failure | None = None
+        #: Acknowledged before it ran: the acknowledgement frees the prefetch window and settles nothing.
+        self.early = False
+
+
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """Prefetch window. Acknowledging frees a place in it; what becomes of the job is told to the settlements."""
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self._delivered.restored = False
+
+    def ack(self, delivery_tag: str) -> None:
+        """The consumer is done with the message."""
+        message = self._delivered.get(delivery_tag)
+        self._quick_ack(delivery_tag)
+        if message is not None:
+            self.channel.settle(message)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """The consumer refuses the message; requeue asks for another attempt."""
+        message = self._delivered.get(delivery_tag)
+        self._quick_ack(delivery_tag)
+        if message is not None:
+            self.channel.refuse(message, requeue)
+
+
+class Channel(virtual.Channel):  # type: ignore[misc]
+    """One channel. All channels of a transport share its connection and its cycle."""
+
+    Message = Message
+    QoS = QoS
+    supports_fanout = True
+    body_encoding = None  # bodies are stored as they are: no base64
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._transport = connection
+        #: Queues with a consumer on this channel, and whether it acknowledges nothing.
+        self.consuming: dict[str, bool] = {}
+
+    @property
+    def _live(self) -> Any:
+        # A pooled producer outlives its closed connection; this error makes kombu reconnect.
+        if self.connection is None:
+            raise RecoverableConnectionError("this channel is closed")
+        return self.connection
+
+    # -- entities -----------------------------------------------------------------------------------------------------
+
+    def exchange_declare(self, exchange: str | None = None, type: str = "direct", durable: bool = False,
+                         auto_delete: bool = False, arguments: dict[str, Any] | None = None, nowait: bool = False,
+                         passive: bool = False) -> None:
+        """Make the exchange known to every process."""
+        super().exchange_declare(exchange, type, durable, auto_delete, arguments, nowait, passive)
+        if exchange and not passive:
+            self._live.topology.declare_exchange(exchange, type or "direct")
+
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        """Remove the exchange and its bindings."""
+        self.state.exchanges.pop(exchange, None)
+        self._live.topology.delete_exchange(exchange)
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        self._live.topology.declare_queue(
+            queue, auto_delete=bool(kwargs.get("auto_delete")), exclusive=bool(kwargs.get("exclusive")),
+            arguments=kwargs.get("arguments"))
+
+    def prepare_queue_arguments(self, arguments: dict[str, Any] | None, **kwargs: Any) -> dict[str, Any]:
+        """Turn expires= and message_ttl= into x-expires and x-message-ttl; the base class would drop them."""
+        from kombu.transport.base import to_rabbitmq_queue_arguments
+
+        prepared: dict[str, Any] = to_rabbitmq_queue_arguments(arguments or {}, **kwargs)
+        return prepared
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return bool(self._live.topology.exists(queue))
+
+    def queue_bind(self, queue: str, exchange: str | None = None, routing_key: str = "",
+                   arguments: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Route the exchange's messages with this routing key to the queue."""
+        exchange = exchange or "amq.direct"
+        self._live.topology.bind(queue, exchange, routing_key or "", self.typeof(exchange).type)
+
+    def queue_unbind(self, queue: str, exchange: str | None = None, routing_key: str = "",
+                     arguments: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Undo queue_bind."""
+        self._live.topology.unbind(queue, exchange or "amq.direct", routing_key or "")
+
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> None:
+        """Forget the queue, its bindings and its transient messages. Waiting jobs are purged."""
+        if if_empty and self._size(queue):
+            return
+        self._delete(queue)
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self._purge(queue)
+        self._live.topology.delete_queue(queue)
+
+    def get_table(self, exchange: str) -> list[tuple[str, str | None, str]]:
+        """Bindings of an exchange as (routing key, pattern, queue)."""
+        [rows] = self._live.run((statement("exchange_bindings"), (exchange,)))
+        return [(row[0] or "", row[1], row[2] or "") for row in rows]
+
+    def _size(self, queue: str) -> int:
+        [rows] = self._live.run((statement("queue_size"), (queue,)))
+        return int(rows[0][0] or 0)
+
+    def _purge(self, queue: str) -> int:
+        [rows] = self._live.run((statement("purge"), (queue,)))
+        return int(rows[0][0] or 0)
+
+    # -- publishing ---------------------------------------------------------------------------------------------------
+
+    def basic_publish(self, message: dict[str, Any], exchange: str = "", routing_key: str = "", **kwargs: Any) -> None:
+        """Route and store the message; when this returns, a job is on disk.
+
+        Raises InvalidJob naming what cannot be stored; nothing is written then.
+        """
+        self._inplace_augment_message(message, exchange, routing_key)
+        transport = self._live
+        exchange = exchange or ""
+        kind = self.typeof(exchange).type if exchange else "direct"
+        destinations = transport.topology.destinations(exchange, routing_key or "", kind)
+        if not destinations and exchange and self.deadletter_queue:
+            destinations = [(self.deadletter_queue, False)]
+        jobs = [queue for queue, transient in destinations if not transient]
+        letters = [queue for queue, transient in destinations if transient]
+        calls: list[Call] = []
+        if letters:
+            if not jobs:
+                calls.append((statement("asynchronous_commit"), ()))
+            calls.append(send_call(message, letters, transport.settings.priority_scale))
+        for queue in jobs:
+            calls += self._publish_calls(message, queue, only=len(jobs) == 1)
+        if calls:
+            self._run_publish(calls)
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        self.basic_publish(message, "", queue, **kwargs)
+
+    def _publish_calls(self, message: dict[str, Any], queue: str, *, only: bool) -> list[Call]:
+        row = encode_job(message, queue, self._live.settings.priority_scale)
+        again = self._rearms(message)
+        if again is not None:
+            return [(statement("rearm"), (again.id, again.token, dumps(row)))]
+        row["id"] = job_id(message, queue, only=only)
+        rows = dumps([row])
+        if "max_attempts" in row:
+            return [(statement("publish"), ("[]", rows, "f"))]
+        return [(statement("publish"), (rows, None, "f"))]
+
+    def _run_publish(self, calls: list[Call]) -> None:
+        try:
+            answers = self._live.run(*calls)
+        except psycopg.DataError as error:
+            raise InvalidJob(f"PostgreSQL refused the job: {str(error).splitlines()[0]}") from error
+        for (stmt, params), rows in zip(calls, answers, strict=True):
+            if stmt.name == "rearm" and rows[0][0] != "t":
+                # The lease was lost: the job is somebody else's now, and a stale owner changes nothing.
+                logger.warning("job %s was taken from this worker; its retry is dropped", params[0], extra={"job_id": params[0]})
+
+    def _rearms(self, message: dict[str, Any]) -> Lease | None:
+        """The running job that this message publishes again (Task.retry, Task.replace), if it is one."""
+        request = running_request()
+        if request is None or request.id != message["headers"].get("id"):
+            return None
+        lease = lease_of(request)
+        job = request.properties["job"] if lease else None
+        if job is None or job.get("republished"):
+            return None
+        # A second publish of the same id from the same run is another job.
+        job["republished"] = True
+        return lease
+
+    # -- consuming ----------------------------------------------------------------------------------------------------
+
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> None:
+        """Deliver messages of the queue to the callback."""
+        transport = self._live
+
+        def deliver(raw: dict[str, Any]) -> Any:
+            message = self.Message(raw, channel=self)
+            if not no_ack:
+                self.qos.append(message, message.delivery_tag)
+            elif message.lease is not None:
+                transport.settlements.complete(message.lease)
+            return callback(message)
+
+        self._tag_to_queue[consumer_tag] = queue
+        self._active_queues.append(queue)
+        self._consumers.add(consumer_tag)
+        self.consuming[queue] = no_ack
+        self.connection._callbacks[queue] = deliver
+        transport.cycle_.subscribe(queue, not transport.topology.holds_jobs(queue))
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        """Stop delivering to this consumer; an auto-delete queue goes with its last one."""
+        if consumer_tag not in self._consumers:
+            return
+        transport = self._transport
+        queue = self._tag_to_queue.get(consumer_tag)
+        super().basic_cancel(consumer_tag)
+        if queue is None or queue in self._active_queues:
+            return
+        self.consuming.pop(queue, None)
+        transport.cycle_.unsubscribe(queue)
+        if queue in transport.topology.auto_delete and transport.session.connected:
+            transport.run((statement("delete_queue"), (queue,)))
+
+    def _reset_cycle(self) -> None:
+        """Nothing: the transport's cycle serves all channels."""
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        transport = self._live
+        if not transport.topology.holds_jobs(queue):
+            calls: list[Call] = [(statement("fetch"), ("{" + _quoted(queue) + "}", "1"))]
+            [rows] = transport.run(*calls)
+            if not rows:
+                raise Empty
+            id_, _, envelope, payload, binary = rows[0]
+            return decode_transient(queue, envelope, payload, binary, f"t{id_}")
+        claims = Claims(identity().id, 1.0)
+        transport.cycle_.register()
+        rows = transport.run(*claims.calls(1, [queue], 0.0))[0]
+        if not rows:
+            raise Empty
+        message = decode_job(rows[0])
+        transport.start_now([message])
+        return message
+
+    # -- settling -----------------------------------------------------------------------------------------------------
+
+    def settle(self, message: Message) -> None:
+        """The message was acknowledged: its job is done, unless the message knows better."""
+        if message.lease is None or message.early:
+            return
+        settlements = self._transport.settlements
+        if message.failure is not None:
+            settlements.fail(message.lease, message.failure)
+        else:
+            settlements.complete(message.lease)
+        self._transport.settle_soon()
+
+    def refuse(self, message: Message, requeue: bool) -> None:
+        """The message was rejected. Asked back into the queue it has used an attempt, and those are counted."""
+        if message.lease is not None:
+            failure = message.failure or Failure("rejected and put back by its consumer" if requeue else "rejected", retry=requeue)
+            self._transport.settlements.fail(message.lease, failure)
+            self._transport.settle_soon()
+        elif requeue:
+            self._send_back(message)
+
+    def _restore(self, message: Message) -> None:
+        """The channel closes with this message unfinished: untouched, back to its old place."""
+        if message.lease is None:
+            self._send_back(message)
+        elif not message.early:
+            self._transport.settlements.release(message.lease)
+
+    _restore_at_beginning = _restore
+
+    def _send_back(self, message: Message) -> None:
+        raw = message.serializable()
+        if message.queue and self._transport.session.connected:
+            self._transport.run(send_call(raw, [message.queue], self._transport.settings.priority_scale))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'

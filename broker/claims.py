@@ -1,0 +1,122 @@
+"""When to look for jobs, where to look, and how far this worker has read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from celery_jobqueue.broker.session import Call, Row
+from celery_jobqueue.broker.sql import statement
+
+__all__ = ["Claims"]
+
+_PRIORITIES = range(1, 11)
+_START = ("-infinity", "00000000-0000-0000-0000-000000000000")
+#: A worker that has just run dry looks again after this many seconds, then after twice as long, and so on: whoever
+#: published before it counted as idle sent no wake-up.
+_FIRST_POLL = 0.01
+#: Cursors are dropped this often (seconds), for rows that became visible behind them: late commits, rows given back.
+_REWIND_EVERY = 1.0
+
+
+@dataclass(slots=True)
+class _Cursor:
+    run_at: str
+    id: str
+
+
+class Claims:
+    """The claiming side of one consuming connection.
+
+    slowest: longest time between two looks when nothing wakes it, in seconds.
+    """
+
+    def __init__(self, owner: str, slowest: float) -> None:
+        self.owner = owner
+        self.slowest = slowest
+        self.queues: list[str] = []
+        #: Nothing was found for a while: publishers have to wake this worker.
+        self.idle = False
+        self._cursors: dict[tuple[str, int], _Cursor] = {}
+        self._rewind_at = 0.0
+        self._poll_at = 0.0
+        self._interval = _FIRST_POLL
+        self._full = 0
+        self._turn = 0
+
+    def add(self, queue: str) -> None:
+        """Serve this queue too, from now on."""
+        if queue not in self.queues:
+            self.queues.append(queue)
+        self.wake()
+
+    def remove(self, queue: str) -> None:
+        """No longer serve this queue."""
+        if queue in self.queues:
+            self.queues.remove(queue)
+
+    def wake(self, queue: str | None = None) -> None:
+        """Something may have been published, possibly behind the cursor: look now, from the beginning."""
+        for key in [key for key in self._cursors if queue is None or key[0] == queue]:
+            del self._cursors[key]
+        self._poll_at = 0.0
+        self._interval = _FIRST_POLL
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to look (now: monotonic seconds)."""
+        return bool(self.queues) and now >= self._poll_at
+
+    @property
+    def next_look(self) -> float:
+        """When to look again, in monotonic seconds."""
+        return self._poll_at
+
+    def calls(self, limit: int, queues: Sequence[str], now: float) -> list[Call]:
+        """The claim of up to `limit` jobs, and the question when the next delayed one is due."""
+        if now >= self._rewind_at:
+            self._cursors.clear()
+            self._rewind_at = now + _REWIND_EVERY
+        # Fair between queues of the same priority: another one is first each time.
+        self._turn = (self._turn + 1) % max(1, len(queues))
+        turn = [*queues[self._turn:], *queues[:self._turn]]
+        levels = [(queue, priority) for priority in _PRIORITIES for queue in turn]
+        cursors = [self._cursors.get(level) for level in levels]
+        calls: list[Call] = [(statement("claim"), (
+            self.owner, str(limit),
+            text_array(queue for queue, _ in levels),
+            "{" + ",".join(str(priority) for _, priority in levels) + "}",
+            text_array(cursor.run_at if cursor else _START[0] for cursor in cursors),
+            text_array(cursor.id if cursor else _START[1] for cursor in cursors),
+        ))]
+        if not self._full:
+            calls.append((statement("next_due"), (text_array(queues),)))
+        return calls
+
+    def took(self, rows: list[Row], due: list[Row] | None, limit: int, now: float) -> None:
+        """Learn from the answers of `calls`."""
+        for row in rows:
+            queue, priority, run_at, id_ = row[2], row[3], row[14], row[0]
+            assert queue and priority and run_at and id_
+            self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
+        if len(rows) >= limit:
+            self._full += 1
+            self._poll_at, self._interval = now, _FIRST_POLL
+            self.idle = self.idle and self._full < 3
+            return
+        self._full = 0
+        if rows:
+            self._interval = _FIRST_POLL
+        else:
+            self._interval = min(self._interval * 2, self.slowest)
+            self.idle = self.idle or self._interval > 0.05
+        wait = self._interval * random.uniform(0.9, 1.1)
+        if due and due[0][0] is not None:
+            wait = min(wait, max(0.0, float(due[0][0])) + 0.001)
+        self._poll_at = now + wait
+
+
+def text_array(values: Iterable[str]) -> str:
+    """A PostgreSQL text[] literal."""
+    quoted = ('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values)
+    return "{" + ",".join(quoted) + "}"

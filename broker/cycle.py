@@ -1,0 +1,338 @@
+"""What a consuming connection does in one round trip and one commit: settle, start, claim, read transient messages.
+
+In a worker the batch is sent without waiting (`pump`, then `on_readable`); `drain` does the same for consumers that block.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import md5
+from time import monotonic
+from typing import Any
+
+import psycopg
+
+from celery_jobqueue.broker.claims import Claims, text_array
+from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.messages import decode_job, decode_transient
+from celery_jobqueue.broker.session import Call, Row, Session
+from celery_jobqueue.broker.settlements import Flight, Lease, Settlements
+from celery_jobqueue.broker.sql import Statement, statement
+
+__all__ = ["Cycle", "Options"]
+
+#: One (queue name, message) ready to be delivered.
+Delivery = tuple[str, dict[str, Any]]
+_MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a consumer keeps time; all in seconds. pooled: LISTEN and session locks do not work on this connection."""
+
+    pooled: bool = False
+    poll: float = 5.0
+    heartbeat: float = 15.0
+    heartbeat_limit: float = 75.0
+    rescue: float = 2.0
+    touch: float = 3.0
+    reap: float = 10.0
+
+
+@dataclass(slots=True)
+class _Duties:
+    """When each periodic duty is due, in monotonic seconds."""
+
+    heartbeat: float = 0.0
+    lock: float = 0.0
+    mail: float = 0.0
+    rescue: float = 0.0
+    touch: float = 0.0
+    reap: float = 0.0
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The statements of one batch, each with the function that takes its answer."""
+
+    calls: list[Call] = field(default_factory=list)
+    takers: list[Callable[[list[Row]], None]] = field(default_factory=list)
+    durable: bool = False
+
+    def add(self, call: Call, taker: Callable[[list[Row]], None] = lambda rows: None) -> None:
+        self.calls.append(call)
+        self.takers.append(taker)
+
+
+class Cycle:
+    """The engine of one consuming connection.
+
+    credit(queue) says how many messages may still be delivered from it (None: any number).
+    """
+
+    def __init__(self, session: Session, settlements: Settlements, options: Options,
+                 credit: Callable[[str], int | None]) -> None:
+        self.session = session
+        self.settlements = settlements
+        self.options = options
+        self.ready: deque[Delivery] = deque()
+        #: A worker starts its jobs itself; for every other consumer delivering a job is starting it.
+        self.starts_on_delivery = True
+        self.on_lost: Callable[[list[Row]], None] = lambda rows: None
+        self.transient: list[str] = []
+        self.claims = Claims(identity().id, options.poll)
+        self._credit = credit
+        self._duties = _Duties()
+        self._idle_told = False
+        self._mail = True  # a transient message may be waiting
+        self._listening: set[str] = set()
+        self._channels: dict[str, str] = {}
+        self._serials = 0
+        self._in_flight: list[Flight] = []
+
+    @property
+    def _heartbeat_limit(self) -> str:
+        # A plain consumer beats only while it drains; while it holds its lock it may take its time over a message.
+        if self.starts_on_delivery and not self.options.pooled:
+            return "7 days"
+        return f"{self.options.heartbeat_limit} seconds"
+
+    @property
+    def _mail_interval(self) -> float:
+        # Without LISTEN: a client of remote control waits one second in all, a worker may take its time.
+        return min(self.options.poll, 0.5) if self.claims.queues else 0.05
+
+    # -- subscriptions ------------------------------------------------------------------------------------------------
+
+    def subscribe(self, queue: str, transient: bool) -> None:
+        """Read this queue from now on."""
+        self._channels[channel_of(queue)] = queue
+        if transient:
+            if queue not in self.transient:
+                self.transient.append(queue)
+            self._mail = True
+            self._duties.touch = 0.0
+        else:
+            self.claims.add(queue)
+            self._duties.heartbeat = 0.0  # a claim needs a registered owner
+
+    def unsubscribe(self, queue: str) -> None:
+        """Stop reading this queue and forget what of it was not delivered yet; undelivered jobs go back."""
+        if queue in self.transient:
+            self.transient.remove(queue)
+        self.claims.remove(queue)
+        for delivery in [delivery for delivery in self.ready if delivery[0] == queue]:
+            self.ready.remove(delivery)
+            if job := delivery[1]["properties"].get("job"):
+                self.settlements.release(Lease(job["id"], job["lease"]))
+
+    # -- one batch ----------------------------------------------------------------------------------------------------
+
+    def plan(self, now: float) -> _Plan:
+        """The next batch; empty when there is nothing to say."""
+        plan = _Plan()
+        self._plan_listening(plan)
+        self._plan_duties(plan, now)
+        self._plan_settlements(plan)
+        self._plan_claims(plan, now)
+        if self.transient and (self._mail or self.options.pooled and now >= self._duties.mail):
+            self._mail = False
+            self._duties.mail = now + self._mail_interval
+            plan.add((statement("fetch"), (text_array(self.transient), str(_MAX_BATCH))), self._take_mail)
+        if plan.calls and not plan.durable:
+            plan.calls.insert(0, (statement("asynchronous_commit"), ()))
+            plan.takers.insert(0, lambda rows: None)
+        return plan
+
+    def _plan_listening(self, plan: _Plan) -> None:
+        if self.options.pooled:
+            return
+        wanted = {channel_of(queue) for queue in (*self.claims.queues, *self.transient)}
+        for channel in wanted - self._listening:
+            # LISTEN takes no parameter; the name is ours: jq_ and an MD5 in hexadecimal.
+            plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()))
+            self._mail = True
+        for channel in self._listening - wanted:
+            plan.add((Statement("", f'UNLISTEN "{channel}"'.encode()), ()))
+            self._channels.pop(channel, None)
+        self._listening = wanted
+
+    def _plan_duties(self, plan: _Plan, now: float) -> None:
+        options, duties = self.options, self._duties
+        if self.claims.queues:
+            self._plan_registration(plan, now)
+            if now >= duties.rescue:
+                duties.rescue = now + options.rescue
+                plan.add((statement("rescue"), (identity().id, "3 seconds")), self._take_lost)
+        if self.transient and now >= duties.touch:
+            duties.touch = now + options.touch
+            plan.add((statement("touch"), (text_array(self.transient),)))
+        if (self.transient or self.claims.queues) and now >= duties.reap:
+            duties.reap = now + options.reap
+            plan.add((statement("reap"), ()))
+
+    def _plan_registration(self, plan: _Plan, now: float) -> None:
+        options, duties, me = self.options, self._duties, identity()
+        if not options.pooled and me.lock_holder is None and now >= duties.lock:
+            duties.lock = now + 1.0  # after a cut the server may still believe in our old session
+            plan.add((statement("hold_lock"), (me.id,)), self._take_lock)
+        if now >= duties.heartbeat or self._idle_told != self.claims.idle:
+            duties.heartbeat = now + options.heartbeat
+            self._idle_told = self.claims.idle
+            plan.add((statement("heartbeat"), (
+                me.id, me.name, str(me.pid), me.host, text_array(self.claims.queues), "t" if self.claims.idle else "f",
+                "t" if me.lock_holder == id(self.session) else "f", self._heartbeat_limit)))
+
+    def _plan_settlements(self, plan: _Plan) -> None:
+        if not self.settlements:
+            return
+        flight = self.settlements.take()
+        calls = self.settlements.calls(flight)
+        plan.durable = plan.durable or flight.durable
+        answers: list[list[Row]] = []
+        for number, call in enumerate(calls):
+            last = number == len(calls) - 1
+
+            def taker(rows: list[Row], last: bool = last) -> None:
+                answers.append(rows)
+                if last:
+                    self._in_flight.remove(flight)
+                    self.settlements.confirm(flight, answers)
+
+            plan.add(call, taker)
+        self._in_flight.append(flight)
+
+    def _plan_claims(self, plan: _Plan, now: float) -> None:
+        if not self.claims.due(now):
+            return
+        groups: dict[int, list[str]] = {}
+        for queue in self.claims.queues:
+            credit = self._credit(queue)
+            credit = _MAX_BATCH if credit is None else min(credit, _MAX_BATCH)
+            if credit > 0:
+                groups.setdefault(credit, []).append(queue)
+        for credit, queues in groups.items():
+            calls = self.claims.calls(credit, queues, now)
+            answers: list[list[Row]] = []
+
+            def taker(rows: list[Row], answers: list[list[Row]] = answers, expected: int = len(calls),
+                      credit: int = credit) -> None:
+                answers.append(rows)
+                if len(answers) == expected:
+                    self._take_jobs(answers[0], answers[1] if expected > 1 else None, credit)
+
+            for call in calls:
+                plan.add(call, taker)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _take_jobs(self, rows: list[Row], due: list[Row] | None, credit: int) -> None:
+        self.claims.took(rows, due, credit, monotonic())
+        for row in rows:
+            assert row[2] is not None
+            self.ready.append((row[2], decode_job(row)))
+
+    def _take_mail(self, rows: list[Row]) -> None:
+        for id_, queue, envelope, payload, binary in rows:
+            assert queue is not None
+            self._serials += 1
+            self.ready.append((queue, decode_transient(queue, envelope, payload, binary, f"t{id_}.{self._serials}")))
+        if len(rows) == _MAX_BATCH:
+            self._mail = True
+
+    def _take_lock(self, rows: list[Row]) -> None:
+        if rows[0][0] == "t":
+            identity().lock_holder = id(self.session)
+            self._duties.heartbeat = 0.0
+
+    def _take_lost(self, rows: list[Row]) -> None:
+        if rows:
+            self.on_lost(rows)
+
+    def _take(self, plan: _Plan, answers: list[list[Row]]) -> None:
+        for taker, rows in zip(plan.takers, answers, strict=True):
+            taker(rows)
+
+    # -- driving it ---------------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Send the next batch unless one is in flight. Never waits."""
+        if self.session.busy:
+            return
+        plan = self.plan(monotonic())
+        if plan.calls:
+            try:
+                self.session.send(plan.calls, lambda answers: self._take(plan, answers))
+            except psycopg.Error:
+                self.lost_connection()
+                raise
+
+    def on_readable(self) -> None:
+        """Take in what the server sent. Raises psycopg.Error when the batch or the connection failed."""
+        try:
+            self.session.on_readable()
+        except psycopg.Error:
+            self.lost_connection()
+            raise
+        self.hear()
+
+    def exchange(self) -> None:
+        """One batch, waited for: everything that is to be settled is in the database afterwards."""
+        try:
+            self.session.finish()
+            plan = self.plan(monotonic())
+            if plan.calls:
+                self.session.connect()
+                self._take(plan, self.session.run(*plan.calls))
+        except psycopg.Error:
+            self.lost_connection()
+            raise
+        self.hear()
+
+    def register(self) -> None:
+        """Make this process a known owner of jobs, for a claim outside of the cycle."""
+        plan = _Plan()
+        self._plan_registration(plan, monotonic())
+        if plan.calls:
+            self._take(plan, self.session.run(*plan.calls))
+
+    def hear(self) -> None:
+        """Act on notifications that have arrived."""
+        while self.session.notified:
+            queue = self._channels.get(self.session.notified.popleft())
+            if queue is None:
+                continue
+            if queue in self.transient:
+                self._mail = True
+            else:
+                self.claims.wake(queue)
+
+    def next_deadline(self, now: float) -> float:
+        """When something is to be done even if nothing happens, in monotonic seconds."""
+        duties, deadlines = self._duties, [now + self.options.poll]
+        if self.claims.queues:
+            deadlines += [duties.heartbeat, duties.rescue, duties.reap]
+            if any(credit is None or credit > 0 for credit in map(self._credit, self.claims.queues)):
+                deadlines.append(self.claims.next_look)
+        if self.transient:
+            deadlines += [duties.touch, duties.reap]
+            if self.options.pooled:
+                deadlines.append(duties.mail)
+        return min(deadlines)
+
+    def lost_connection(self) -> None:
+        """Nobody knows whether the batch in flight got through; telling it again is harmless."""
+        flights = self._in_flight
+        while flights:
+            self.settlements.put_back(flights.pop(0))
+        self._listening.clear()
+        me = identity()
+        if me.lock_holder == id(self.session):
+            me.lock_holder = None
+
+
+def channel_of(name: str) -> str:
+    """NOTIFY channel of a queue or reply address, as jobqueue.channel() computes it."""
+    return "jq_" + md5(name.encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,257 @@
+"""Message ⇄ row.
+
+A message's body is stored as it was published (`payload`, or `payload_binary` when it is not text), its headers and
+properties as one JSON document (`envelope`). What people and the claim need to see stands in columns of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery_jobqueue.broker.context import parameter_position, task_option
+from celery_jobqueue.broker.priorities import to_row
+from celery_jobqueue.broker.session import Row
+from celery_jobqueue.db.errors import InvalidJob
+
+__all__ = ["ETA_IN_WORKER", "decode_job", "decode_lost", "decode_transient", "encode_job", "encode_transient", "job_id", "uuid7"]
+
+#: A job due within this many seconds is delivered at once and waits in the worker's timer, where `inspect scheduled`
+#: looks for it; a later one waits in the table (Celery's own suite expects a 5 s ETA in the timer).
+ETA_IN_WORKER = 10.0
+
+# AMQP's basic properties and what kombu adds; Producer.publish passes on anything it is given, even objects.
+_PROPERTIES = frozenset({
+    "content_type", "content_encoding", "delivery_mode", "priority", "correlation_id", "reply_to", "expiration",
+    "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id", "delivery_info", "delivery_tag",
+})
+_JSON_TYPES = frozenset({"application/json", "application/x-jobqueue-json"})
+_MAX_ATTEMPTS = 2**31 - 1
+
+_clock = threading.Lock()
+_last = 0
+
+
+def uuid7() -> uuid.UUID:
+    """A time-ordered UUID (RFC 9562, version 7), strictly increasing within this process."""
+    global _last
+    with _clock:
+        # 48 bits of milliseconds and 12 bits below them, as in method 3 of the RFC.
+        _last = now = max(_last + 1, time.time_ns() * 4096 // 1_000_000)
+    random = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF
+    return uuid.UUID(int=(now >> 12) << 80 | 0x7 << 76 | (now & 0xFFF) << 64 | 0x2 << 62 | random)
+
+
+def job_id(message: dict[str, Any], queue: str, *, only: bool) -> str:
+    """The row's id. It is put into the message's properties once, and those survive kombu's publish retries: a publish
+    repeated after a lost reply is the same job. A message routed to several queues gets one id per queue.
+    """
+    base = message["properties"].setdefault("message_id", None) or str(uuid7())
+    message["properties"]["message_id"] = base
+    if only:
+        try:
+            return str(uuid.UUID(base))
+        except ValueError:
+            pass
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{base}\0{queue}"))
+
+
+def encode_job(message: dict[str, Any], queue: str, scale: str) -> dict[str, Any]:
+    """The row of a message, without its id, as jobqueue.publish() takes it.
+
+    Raises InvalidJob naming the option that cannot be used.
+    """
+    headers, properties = message["headers"], message["properties"]
+    payload, binary = _body(message["body"])
+    now = datetime.now(UTC)
+    eta = _moment(headers.get("eta"), "eta")
+    expires = _moment(headers.get("expires"), "expires")
+    if expires is None and (ttl := properties.get("expiration")) is not None:
+        expires = now + timedelta(milliseconds=float(ttl))
+    row = {
+        "queue": _checked(queue, "queue"),
+        "task_name": _checked(headers.get("task"), "task name"),
+        "task_id": _checked(headers.get("id") or properties.get("correlation_id") or str(uuid7()), "task_id"),
+        "priority": to_row(properties.get("priority"), scale),
+        "user_id": _checked(_user(properties, headers, message), "user_id"),
+        "run_at": eta.isoformat() if eta and (eta - now).total_seconds() > ETA_IN_WORKER else None,
+        "expires_at": expires.isoformat() if expires else None,
+        "reply_to": None if headers.get("ignore_result") else _checked(properties.get("reply_to"), "reply_to"),
+        "envelope": _envelope(message),
+        "payload": payload,
+        "payload_base64": binary,
+    }
+    cap = properties.get("max_attempts")
+    if cap is None and row["task_name"]:
+        cap = task_option(row["task_name"], "max_attempts")
+    if cap is not None:
+        if isinstance(cap, bool) or not isinstance(cap, int) or not 1 <= cap <= _MAX_ATTEMPTS:
+            raise InvalidJob(f"max_attempts={cap!r} is not a whole number of at least 1")
+        row["max_attempts"] = cap
+    return row
+
+
+def decode_job(row: Row) -> dict[str, Any]:
+    """The message of a claimed row, as kombu's virtual transports pass it on. Columns win over the envelope: a person
+    may have edited them.
+    """
+    (id_, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id, expires, reply_to, envelope,
+     payload, binary, _) = row
+    message = _message(envelope, payload, binary)
+    headers, properties = message["headers"], message["properties"]
+    if envelope is None and task_name is not None:  # enqueued from SQL
+        headers.update(lang="py", task=task_name, id=task_id, root_id=task_id, parent_id=None, group=None, retries=0,
+                       eta=None, origin="sql", ignore_result=False)
+        headers["expires"] = datetime.fromtimestamp(float(expires), UTC).isoformat() if expires else None
+        args, kwargs = _arguments(payload)
+        headers.update(argsrepr=repr(args), kwargsrepr=repr(kwargs))
+        properties.update(correlation_id=task_id, reply_to=reply_to, priority=int(priority or 5))
+        message["body"] = message["body"] or "[[], {}, {}]"
+    properties["delivery_tag"] = f"{id_}:{lease}"
+    info = properties.setdefault("delivery_info", {})
+    info.setdefault("exchange", "")
+    info["routing_key"] = info.get("routing_key") or queue
+    info["redelivered"] = redelivered == "t"
+    message["queue"] = queue
+    properties["job"] = {"id": id_, "lease": lease, "attempts": int(attempts or 0), "max_attempts": int(max_attempts or 1)}
+    return message
+
+
+def encode_transient(message: dict[str, Any]) -> tuple[str, str | None, bytes | None]:
+    """(envelope, payload, payload_binary) of an event, control message or reply."""
+    body = message["body"]
+    if isinstance(body, str) and "\0" not in body:
+        return _envelope(message), body, None
+    return _envelope(message), None, body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)
+
+
+def decode_lost(envelope: str | None, payload: str | None, binary: str | None) -> tuple[
+        dict[str, Any], tuple[list[Any], dict[str, Any], dict[str, Any]], dict[str, Any]]:
+    """(headers, (args, kwargs, embed), properties) of a job that will not run any more, as far as they can be read."""
+    message = _message(envelope, payload, binary)
+    args, kwargs = _arguments(message["body"])
+    try:
+        embed = json.loads(message["body"])[2]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        embed = {}
+    return message["headers"], (args, kwargs, embed if isinstance(embed, dict) else {}), message["properties"]
+
+
+def decode_transient(queue: str, envelope: str | None, payload: str | None, binary: str | None, tag: str) -> dict[str, Any]:
+    """The message of a row that jobqueue.fetch() returned."""
+    message = _message(envelope, payload, binary)
+    message["queue"] = queue
+    message["properties"]["delivery_tag"] = tag
+    message["properties"].setdefault("delivery_info", {})
+    return message
+
+
+def _message(envelope: str | None, payload: str | None, binary: str | None) -> dict[str, Any]:
+    parts = json.loads(envelope) if envelope else {}
+    return {
+        "body": payload if binary is None else bytes.fromhex(binary[2:]),
+        "content-type": parts.get("content-type", "application/json"),
+        "content-encoding": parts.get("content-encoding", "utf-8"),
+        "headers": parts.get("headers") or {},
+        "properties": parts.get("properties") or {},
+    }
+
+
+def _envelope(message: Mapping[str, Any]) -> str:
+    properties = {key: value for key, value in message["properties"].items() if key in _PROPERTIES}
+    properties.pop("delivery_tag", None)
+    try:
+        return json.dumps({
+            "headers": message["headers"], "properties": properties,
+            "content-type": message["content-type"], "content-encoding": message["content-encoding"],
+        }, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidJob(f"the message's headers cannot be written as JSON: {error}") from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, (uuid.UUID, os.PathLike)):
+        return str(value)
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    raise TypeError(f"{type(value).__name__} in the headers: use text, numbers, lists or dictionaries")
+
+
+def _body(body: str | bytes | memoryview) -> tuple[str | None, str | None]:
+    if not isinstance(body, str):
+        try:
+            body = bytes(body).decode()
+        except UnicodeDecodeError:
+            return None, b64encode(bytes(body)).decode()
+    if "\0" in body:
+        return None, b64encode(body.encode("utf-8", "surrogatepass")).decode()
+    try:
+        body.encode()
+    except UnicodeEncodeError:
+        return None, b64encode(body.encode("utf-8", "surrogatepass")).decode()
+    return body, None
+
+
+def _checked(value: object, name: str) -> str | None:
+    if value is None:
+        return None
+    text = str(value)
+    if "\0" in text or not text.isprintable() and re.search(r"[\ud800-\udfff]", text):
+        raise InvalidJob(f"{name} {text!r} holds a character that PostgreSQL's text cannot: remove it")
+    return text
+
+
+def _moment(value: object, name: str) -> datetime | None:
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return datetime.now(UTC) + timedelta(seconds=value)
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError as error:
+        raise InvalidJob(f"{name}={value!r} is not an ISO 8601 date and time") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _user(properties: Mapping[str, Any], headers: Mapping[str, Any], message: Mapping[str, Any]) -> object:
+    """Whose job it is: apply_async(user_id=…), else the task's own user_id argument."""
+    if (user := properties.get("user_id")) is not None:
+        return user
+    name = headers.get("task")
+    if name is None or message["content-type"] not in _JSON_TYPES:
+        return None
+    position = _user_position(str(name))
+    body = message["body"]
+    if position is None and "user_id" not in (body if isinstance(body, str) else bytes(body).decode("utf-8", "replace")):
+        return None
+    args, kwargs = _arguments(body)
+    if "user_id" in kwargs:
+        return kwargs["user_id"]
+    return args[position] if position is not None and position < len(args) else None
+
+
+def _user_position(task_name: str) -> int | None:
+    """Where `user_id` stands among the task's parameters; None when it has none or the task is not known here."""
+    return parameter_position(task_name, "user_id")
+
+
+def _arguments(body: object) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        parsed = json.loads(body if isinstance(body, (str, bytes)) else "null")
+        args, kwargs = parsed[0], parsed[1]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return [], {}
+    return (args if isinstance(args, list) else []), (kwargs if isinstance(kwargs, dict) else {})

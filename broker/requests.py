@@ -1,0 +1,170 @@
+"""Celery's Request, telling the settlements how its job ended.
+
+With late acknowledgement the outcome rides on the message and is settled when Celery acknowledges it. With early
+acknowledgement Celery says nothing more about a job after it was accepted, so the outcome is settled when it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache, wraps
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
+from celery.worker.request import Request
+from kombu.utils.encoding import safe_repr, safe_str
+from kombu.utils.imports import symbol_by_name
+
+from celery_jobqueue.broker.settlements import Failure, Lease
+
+__all__ = ["JobRequest", "as_job_request"]
+
+_AT_ONCE = timedelta(0)
+
+
+class JobRequest(Request):  # type: ignore[misc]
+    """A request whose message may be a job; without one it is Celery's Request."""
+
+    _ended = False
+    #: The gate that let the request in; it wants to know when the request is over.
+    job_gate: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Celery makes a subclass per task that replaces on_success, and calls nothing else when a task acknowledged
+        # early succeeds; so that method is where success becomes known.
+        super().__init_subclass__(**kwargs)
+        if "on_success" in cls.__dict__:
+            cls.on_success = _telling(cls.on_success)
+
+    @property
+    def lease(self) -> Lease | None:
+        """The job's lease, None when the message came from another broker."""
+        return getattr(self._message, "lease", None)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The pool has taken the request."""
+        if self.lease is not None and not self.task.acks_late:
+            self._message.early = True
+        super().on_accepted(pid, time_accepted)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """The task raised, or its process died."""
+        if self.lease is None:
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        exc = exc_info.exception
+        exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+        if isinstance(exc, Ignore):
+            self._message.failure = None
+        elif isinstance(exc, Reject):
+            self._message.failure = Failure(f"rejected: {safe_repr(exc.reason)}", retry=exc.requeue, delay=_AT_ONCE)
+        elif not isinstance(exc, (Retry, Terminated)):
+            lost = isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
+            again = lost and self.task.acks_late and self.task.reject_on_worker_lost
+            self._message.failure = Failure(_describe(exc), safe_str(exc_info.traceback), retry=again, delay=_AT_ONCE)
+            if again and self._used_up and not (self._already_cancelled or self._already_revoked):
+                return self._lost_for_good(exc)
+        try:
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        finally:
+            if not (self._already_cancelled or isinstance(exc, Retry)):
+                self.end()
+
+    def _lost_for_good(self, exc: BaseException) -> None:
+        # reject(requeue=True) has no limit in Celery; ours is max_attempts, and then Celery must see a failure.
+        self._message.failure = Failure(_describe(exc), retry=False)
+        lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(_describe(exc))
+        self.task.backend.mark_as_failure(self.id, lost, request=self._context, store_result=self.store_errors)
+        self.send_event("task-failed", exception=safe_repr(lost), traceback="")
+        self.acknowledge()
+        self.end()
+
+    @property
+    def _used_up(self) -> bool:
+        job = self._message.properties["job"]
+        return bool(job["attempts"] >= job["max_attempts"])
+
+    def on_retry(self, exc_info: Any) -> None:
+        """The task published itself anew."""
+        if self.lease is not None:
+            cause = exc_info.exception.exc
+            self._message.failure = Failure(
+                _describe(cause) if cause else "", safe_str(exc_info.traceback), republished=True)
+        super().on_retry(exc_info)
+        self.end()
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A time limit passed; after the hard one the process is gone."""
+        if not soft and self.lease is not None:
+            again = self.task.acks_late and not self.task.acks_on_timeout
+            if again and not self._used_up:
+                self._message.properties["job"]["keep"] = True  # the failure that Celery stores is not the end
+            self._message.failure = Failure(f"hard time limit ({timeout:g} s) exceeded", retry=again, delay=_AT_ONCE)
+        super().on_timeout(soft, timeout)
+        if not soft:
+            self.end()
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        if self.lease is not None:
+            self._message.failure = Failure(reason)
+        super()._announce_revoked(reason, terminated, signum, expired)
+        self.end()
+
+    def drop(self) -> None:
+        """The job was taken from this worker before it started: forget the request, settle nothing."""
+        from celery.worker.state import task_ready
+
+        self._message.early = True
+        self._ended = True
+        task_ready(self)
+        self.acknowledge()
+        self._gate_done()
+
+    def end(self) -> None:
+        """The request is over; settle it unless an acknowledgement does, and make room for the next."""
+        if self._ended or self.lease is None:
+            return
+        self._ended = True
+        if self._message.early:
+            settlements = self._message.channel._transport.settlements
+            if self._message.failure is None:
+                settlements.complete(self.lease)
+            else:
+                settlements.fail(self.lease, self._message.failure)
+            self._message.channel._transport.settle_soon()
+        self._gate_done()
+
+    def _gate_done(self) -> None:
+        if self.job_gate is not None:
+            self.job_gate.done(self)
+
+
+def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(on_success)
+    def told(self: JobRequest, failed__retval__runtime: tuple[bool, Any, float], **kwargs: Any) -> Any:
+        result = on_success(self, failed__retval__runtime, **kwargs)
+        if not failed__retval__runtime[0]:
+            self.end()
+        return result
+
+    return told
+
+
+def _describe(exc: BaseException | Any) -> str:
+    if not isinstance(exc, BaseException):
+        return safe_str(exc)
+    text = safe_str(exc)
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+@lru_cache(maxsize=256)
+def _with_jobs(base: type) -> type:
+    if base is Request:
+        return JobRequest
+    return base if issubclass(base, JobRequest) else type(base.__name__, (JobRequest, base), {})
+
+
+def as_job_request(request_class: Any) -> type:
+    """The task's own Request class, able to tell how its job ended."""
+    return _with_jobs(symbol_by_name(request_class))

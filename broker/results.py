@@ -1,0 +1,301 @@
+"""Result backend `postgresql://…`: state, result and traceback stand on the job's own row.
+
+What has no row of its own (a chain's later tasks failed in advance, eager tasks, groups) stands in jobqueue.result.
+`AsyncResult.get()` waits on LISTEN; a backend polls only where nobody told the job whom to notify.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+import psycopg
+from celery import states
+from celery.backends.asynchronous import AsyncBackendMixin, BaseResultConsumer
+from celery.backends.base import BaseBackend
+from celery.result import GroupResult, allow_join_result, result_from_tuple
+from kombu.utils.encoding import safe_str
+from kombu.utils.json import dumps as json_dumps
+
+from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.context import lease_of
+from celery_jobqueue.broker.cycle import channel_of
+from celery_jobqueue.broker.session import Row, Session
+from celery_jobqueue.broker.sessions import session_for
+from celery_jobqueue.broker.settings import from_url
+from celery_jobqueue.broker.sql import Statement, statement
+from celery_jobqueue.db.url import masked
+
+__all__ = ["ResultBackend"]
+
+
+
+class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
+    """Waits for results of this client: one LISTEN connection, one channel, however many results."""
+
+    _connection_errors = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._session: Session | None = None
+        self._waiting: set[str] = set()
+        self._registered_at = 0.0
+        self._pause = 0.02
+
+    def start(self, initial_task_id: str, **kwargs: Any) -> None:
+        """Begin to listen."""
+        self.consume_from(initial_task_id)
+        self._listen()
+
+    def _listen(self) -> None:
+        settings = self.backend.settings
+        if self._session is None:
+            self._session = Session(settings.conninfo, prepare=not settings.pooled, timeout=settings.timeout,
+                                    connect_timeout=settings.connect_timeout)
+        fresh = not self._session.connected
+        now = time.monotonic()
+        if not settings.pooled and (fresh or now - self._registered_at > 60):
+            reply_to = self.app.thread_oid
+            self._session.run((Statement("", f'LISTEN "{channel_of(reply_to)}"'.encode()), ()),
+                              (statement("wait_for_results"), (reply_to,)))
+            self._registered_at = now
+        elif fresh:
+            self._session.connect()
+        if fresh:
+            self._fetch()
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Take in results that have arrived; return after `timeout` seconds at the latest."""
+        if self._session is None:
+            time.sleep(timeout or 0)
+            return
+        with self.reconnect_on_error():
+            self._listen()
+            session = self._session
+            assert session is not None
+            wait = self._pause if timeout is None else min(timeout, self._pause)
+            session.wait(wait)
+            if session.connected:
+                session.on_readable()
+            if session.notified:
+                session.notified.clear()
+                self._pause = 0.02
+            else:
+                # Only for jobs that were not told to notify this client, and for a notification that crossed our LISTEN.
+                self._pause = min(self._pause * 2, 1.0)
+            self._fetch()
+
+    def _fetch(self) -> None:
+        if not self._waiting:
+            return
+        assert self._session is not None
+        for meta in self.backend.fetch_metas(sorted(self._waiting), self._session):
+            if meta["status"] in states.READY_STATES:
+                self._waiting.discard(meta["task_id"])
+                self.on_state_change(meta, None)
+
+    def consume_from(self, task_id: str) -> None:
+        """Wait for this task too."""
+        if self._session is None and not self._waiting:
+            self._waiting.add(task_id)
+            self._pause = 0.02
+            self._session = Session(self.backend.settings.conninfo, prepare=not self.backend.settings.pooled)
+            return
+        self._waiting.add(task_id)
+        self._pause = 0.02
+
+    def cancel_for(self, task_id: str) -> None:
+        """No longer wait for it; runs from a destructor, so it only forgets."""
+        self._waiting.discard(task_id)
+
+    def on_after_fork(self) -> None:
+        """The parent's connection is not ours."""
+        self._session = None
+        self._waiting = set()
+
+    def _reconnect(self) -> None:
+        self._registered_at = 0.0
+        if self._session is not None:
+            self._session.close()
+        self._listen()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        session, self._session = self._session, None
+        if session is not None:
+            with contextlib.suppress(psycopg.Error, OSError):
+                if session.connected:
+                    session.run((statement("stop_waiting"), (self.app.thread_oid,)))
+            session.close()
+
+
+class ResultBackend(AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
+    """Celery's result backend on the job queue's own database."""
+
+    ResultConsumer = ResultConsumer
+    supports_autoexpire = False
+    supports_native_join = True
+    supports_result_compression = True
+    persistent = True
+    #: Errors after which Celery may try again (`result_backend_always_retry`).
+    retryable: ClassVar[tuple[type[BaseException], ...]] = (psycopg.OperationalError, psycopg.InterfaceError)
+
+    def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
+        super().__init__(app, url=url, **kwargs)
+        options = dict(app.conf.get("broker_transport_options") or {})
+        options.update(app.conf.get("result_backend_transport_options") or {})
+        broker = app.conf.broker_url
+        known = options if isinstance(broker, str) and broker.startswith(("postgres://", "postgresql://")) else dict(
+            app.conf.get("result_backend_transport_options") or {})
+        self.settings = from_url(url or "", known)
+        self.result_consumer = self.ResultConsumer(
+            self, self.app, self.accept, self._pending_results, self._pending_messages)
+
+    def __reduce__(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return super().__reduce__(args, {**(kwargs or {}), "url": self.url, "expires": self.expires})
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """The URL, as it may be shown unless the password is asked for."""
+        return (self.url or "") if include_password else masked(self.url or "")
+
+    @property
+    def _session(self) -> Session:
+        return session_for(self.settings)
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Storing is idempotent, so a lost connection may be tried again."""
+        return isinstance(exc, self.retryable)
+
+    def _run(self, name: str, params: Sequence[str | bytes | None]) -> list[Row]:
+        call = (statement(name), params)
+        session = self._session
+        fresh = not session.connected
+        try:
+            return session.run(call)[0]
+        except self.retryable:
+            if fresh:
+                raise
+            # The connection may have died while it lay idle; every statement here may be repeated.
+            return session.run(call)[0]
+
+    # -- storing ------------------------------------------------------------------------------------------------------
+
+    def _store_result(self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None,
+                      **kwargs: Any) -> Any:
+        text, binary = self._encoded(result)
+        meta = self._get_result_meta(result=None, state=state, traceback=None, request=request)
+        extra = {key: meta[key] for key in meta if key not in ("status", "result", "traceback", "date_done", "task_id")
+                 and meta[key] not in (None, [])}
+        encoded_meta = json_dumps(extra) if extra else None
+        error = None
+        if state in self.EXCEPTION_STATES:
+            error = _error_text(result)
+        traceback = None if traceback is None else safe_str(traceback).replace("\0", "\\0")
+        lease = lease_of(request) if request is not None and getattr(request, "id", None) == task_id else None
+        if lease is not None:
+            keep = request.properties["job"].get("keep")
+            rows = self._run("store_result", (lease.id, lease.token, state, text, binary, encoded_meta, traceback,
+                                              error, "f" if keep else "t"))
+            # A lost lease means that somebody else has the job now; what this run found out is no longer asked for.
+            return result if rows[0][0] == "t" else None
+        self._run("store_loose_result", (task_id, state, text, binary, encoded_meta, traceback))
+        return result
+
+    def _encoded(self, value: Any) -> tuple[str | None, bytes | None]:
+        payload = self.encode(value)
+        if isinstance(payload, str) and "\0" not in payload and payload.isascii():
+            return payload, None
+        if isinstance(payload, str):
+            try:
+                payload.encode()
+            except UnicodeEncodeError:
+                return None, payload.encode("utf-8", "surrogatepass")
+            return (payload, None) if "\0" not in payload else (None, payload.encode())
+        return None, bytes(payload)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def fetch_metas(self, task_ids: Sequence[str], session: Session | None = None) -> Iterator[dict[str, Any]]:
+        """Celery's meta dictionary of every task with a state."""
+        params = (text_array(task_ids),)
+        rows = self._run("results", params) if session is None else session.run((statement("results"), params))[0]
+        for task_id, state, text, binary, meta, traceback, finished in rows:
+            payload: Any = text if binary is None else bytes.fromhex(binary[2:])
+            decoded = {
+                "status": state, "result": None if payload is None else self.decode(payload), "traceback": traceback,
+                "children": [], "task_id": task_id, **(json.loads(meta) if meta else {}),
+                "date_done": None,
+            }
+            if finished is not None and state in self.READY_STATES:
+                decoded["date_done"] = datetime.fromtimestamp(float(finished), UTC).isoformat()
+            yield self.meta_from_decoded(decoded)
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        for meta in self.fetch_metas([str(task_id)]):
+            return meta
+        return {"status": states.PENDING, "result": None, "task_id": task_id, "traceback": None, "children": []}
+
+    def get_many(self, task_ids: Sequence[str], timeout: float | None = None, interval: float = 0.5,
+                 no_ack: bool = True, on_message: Any = None, on_interval: Any = None, max_iterations: int | None = None,
+                 READY_STATES: frozenset[str] = states.READY_STATES) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(task id, meta) of each task as it becomes ready."""
+        waiting = {str(task_id) for task_id in task_ids}
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = 0.01
+        while waiting:
+            for meta in list(self.fetch_metas(sorted(waiting))):
+                if meta["status"] in READY_STATES:
+                    waiting.discard(meta["task_id"])
+                    if on_message is not None:
+                        on_message(meta)
+                    yield meta["task_id"], meta
+            if not waiting:
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self.TimeoutError(f"Operation timed out ({timeout})")
+            if on_interval is not None:
+                on_interval()
+            time.sleep(pause)
+            pause = min(pause * 2, interval)
+
+    def _forget(self, task_id: str) -> None:
+        self._run("forget_result", (task_id,))
+
+    # -- groups -------------------------------------------------------------------------------------------------------
+
+    def _save_group(self, group_id: str, result: Any) -> Any:
+        text, binary = self._encoded({"result": result.as_tuple()})
+        self._run("save_group", (group_id, text, binary))
+        return result
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        rows = self._run("restore_group", (group_id,))
+        if not rows:
+            return None
+        text, binary, stored = rows[0]
+        payload: Any = text if binary is None else bytes.fromhex(binary[2:])
+        with allow_join_result():
+            result: GroupResult = result_from_tuple(self.decode(payload)["result"], self.app)
+        return {"task_id": group_id, "result": result, "date_done": datetime.fromtimestamp(float(stored or 0), UTC)}
+
+    def _delete_group(self, group_id: str) -> None:
+        self._run("delete_group", (group_id,))
+
+    def cleanup(self) -> None:
+        """Empty results older than `result_expires`; the jobs' rows stay."""
+        if self.expires is None:
+            return
+        expires = self.expires.total_seconds() if isinstance(self.expires, timedelta) else float(self.expires)
+        self._run("expire_results", (f"{expires} seconds",))
+
+
+def _error_text(result: Any) -> str | None:
+    if isinstance(result, dict) and "exc_type" in result:
+        message = result.get("exc_message")
+        text = ", ".join(map(safe_str, message)) if isinstance(message, (list, tuple)) else safe_str(message)
+        return f"{result['exc_type']}: {text}".replace("\0", "\\0") if text else safe_str(result["exc_type"])
+    return None if result is None else f"{type(result).__name__}: {safe_str(result)}".replace("\0", "\\0")

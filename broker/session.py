@@ -1,0 +1,245 @@
+"""One PostgreSQL connection, for calls that wait and for calls that do not.
+
+Everything goes through libpq's pipeline mode: the statements of one batch travel in one round trip and commit together.
+`run` waits for the answer; `send` returns at once and `on_readable` brings the answer later, which is how a worker's
+event loop claims and settles jobs without ever blocking. One code path serves both, with a deadline on every wait.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import errors, pq
+
+from celery_jobqueue.broker.sql import Statement
+
+__all__ = ["Call", "Row", "Session"]
+
+Row: TypeAlias = tuple[str | None, ...]
+#: A statement with its parameters as text (bytes for bytea), None for null.
+Call: TypeAlias = tuple[Statement, Sequence[str | bytes | None]]
+Done: TypeAlias = Callable[[list[list[Row]]], None]
+
+_OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+# Sessions inherited through fork: kept referenced, so that nobody ever closes the parent's socket from the child.
+_inherited: list[object] = []
+
+
+class _Batch:
+    """What is in flight: one answer is due per step, then the pipeline's sync point."""
+
+    def __init__(self, steps: list[Statement | None], done: Done | None) -> None:
+        self.steps = deque(steps)  # None: the answer to a prepare, which nobody waits for
+        self.preparing: deque[str] = deque()
+        self.done = done
+        self.answers: list[list[Row]] = []
+        self.error: psycopg.Error | None = None
+
+
+class Session:
+    """A connection that knows which process it belongs to.
+
+    conninfo: libpq connection string. prepare: whether named prepared statements may be used (not through a pooler in
+    transaction mode). timeout: seconds any single wait may last before the connection is given up.
+    """
+
+    def __init__(self, conninfo: str, *, prepare: bool = True, timeout: float = 30.0, connect_timeout: int = 5) -> None:
+        self.conninfo = conninfo
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self.notified: deque[str] = deque()  # channels of notifications not looked at yet
+        self._prepare = prepare
+        self._prepared: set[str] = set()
+        self._conn: psycopg.Connection[Any] | None = None
+        self._pid = 0
+        self._batch: _Batch | None = None
+        self._lock = threading.RLock()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether this process holds a live connection; a look at local flags, no round trip."""
+        return self._conn is not None and self._pid == os.getpid() and self._conn.pgconn.status == pq.ConnStatus.OK
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is in flight."""
+        return self._batch is not None
+
+    def connect(self) -> None:
+        """Open the connection unless it is open. Raises psycopg.OperationalError when the server cannot be reached."""
+        with self._lock:
+            if self.connected:
+                return
+            self._drop()
+            self._conn = psycopg.connect(
+                self.conninfo,
+                autocommit=True,
+                connect_timeout=self.connect_timeout,
+                # A dead peer is noticed in half a minute, not after the kernel's two hours.
+                keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30_000,
+            )
+            self._conn.pgconn.nonblocking = 1
+            self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Close the connection; harmless when it is dead, closed, or belongs to another process."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        conn, self._conn = self._conn, None
+        self._batch = None
+        self._prepared.clear()
+        if conn is None:
+            return
+        if self._pid != os.getpid():
+            _inherited.append(conn)
+            return
+        conn.close()
+
+    def fileno(self) -> int:
+        """The socket, for an event loop. Raises psycopg.OperationalError when there is no connection."""
+        return self._pgconn().socket
+
+    def _pgconn(self) -> pq.abc.PGconn:
+        if not self.connected:
+            raise psycopg.OperationalError("the connection to PostgreSQL is closed")
+        assert self._conn is not None
+        return self._conn.pgconn
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def run(self, *calls: Call) -> list[list[Row]]:
+        """Send the calls as one transaction and wait. Returns the rows of each call.
+
+        Connects when necessary. Raises psycopg.Error; after an error nothing of the batch has happened, unless the
+        connection broke while committing.
+        """
+        with self._lock:
+            self.connect()
+            self._finish()
+            answers: list[list[Row]] = []
+            self.send(calls, answers.extend)
+            self._finish()
+            return answers
+
+    def send(self, calls: Sequence[Call], done: Done | None = None) -> None:
+        """Send the calls as one transaction and return; `done` gets the rows of each call once on_readable has them."""
+        with self._lock:
+            pgconn = self._pgconn()
+            assert self._batch is None, "one batch at a time"
+            batch = _Batch([], done)
+            pgconn.enter_pipeline_mode()
+            for statement, params in calls:
+                self._send_one(pgconn, batch, statement, params)
+            pgconn.pipeline_sync()
+            self._batch = batch
+            pgconn.flush()
+
+    def _send_one(self, pgconn: pq.abc.PGconn, batch: _Batch, statement: Statement,
+                  params: Sequence[str | bytes | None]) -> None:
+        values = [p.encode() if isinstance(p, str) else p for p in params]
+        formats = [pq.Format.BINARY if isinstance(p, bytes) else pq.Format.TEXT for p in params]
+        if self._prepare and statement.name:
+            name = statement.name.encode()
+            if statement.name not in self._prepared and statement.name not in batch.preparing:
+                pgconn.send_prepare(name, statement.text)
+                batch.steps.append(None)
+                batch.preparing.append(statement.name)
+            pgconn.send_query_prepared(name, values, param_formats=formats)
+        else:
+            pgconn.send_query_params(statement.text, values, param_formats=formats)
+        batch.steps.append(statement)
+
+    def on_readable(self) -> None:
+        """Take in what the server sent: notifications, and the answer of the batch in flight when it is complete.
+
+        Raises psycopg.Error of the batch, psycopg.OperationalError when the connection is gone.
+        """
+        with self._lock:
+            pgconn = self._pgconn()
+            if self._batch is not None:
+                pgconn.flush()
+            pgconn.consume_input()
+            finished = self._collect(pgconn)
+            while (notify := pgconn.notifies()) is not None:
+                self.notified.append(notify.relname.decode())
+        if finished is not None:
+            if finished.error is not None:
+                raise finished.error
+            if finished.done is not None:
+                finished.done(finished.answers)
+
+    def wants_write(self) -> bool:
+        """Whether libpq still holds bytes the kernel would not take; then wait for the socket to be writable too."""
+        with self._lock:
+            return self._batch is not None and self._pgconn().flush() == 1
+
+    def wait(self, timeout: float, *others: int) -> None:
+        """Sleep until the server says something, one of the other descriptors is readable, or `timeout` seconds passed."""
+        select.select([self.fileno(), *others], [], [], max(0.0, timeout))
+
+    def finish(self) -> None:
+        """Wait for the batch in flight and deliver its answer."""
+        with self._lock:
+            self._finish()
+
+    def _finish(self) -> None:
+        deadline = monotonic() + self.timeout
+        while self._batch is not None:
+            left = deadline - monotonic()
+            if left <= 0:
+                self._drop()
+                raise psycopg.OperationalError(f"PostgreSQL did not answer within {self.timeout:g} s")
+            socket = self.fileno()
+            writing = [socket] if self.wants_write() else []
+            select.select([socket], writing, [], min(left, 1.0))
+            self.on_readable()
+
+    def _collect(self, pgconn: pq.abc.PGconn) -> _Batch | None:
+        batch = self._batch
+        while batch is not None and not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:  # the end of one statement's answer
+                if pgconn.status != pq.ConnStatus.OK:
+                    break
+                continue
+            status = result.status
+            if status == pq.ExecStatus.PIPELINE_SYNC:
+                self._batch = None
+                pgconn.exit_pipeline_mode()
+                return batch
+            step = batch.steps.popleft() if batch.steps else None
+            if status in _OK:
+                if step is None:
+                    self._prepared.add(batch.preparing.popleft())
+                else:
+                    batch.answers.append(_rows(result))
+            elif status == pq.ExecStatus.FATAL_ERROR and batch.error is None:
+                batch.error = errors.error_from_result(result)
+                if pgconn.status != pq.ConnStatus.OK:
+                    error = batch.error
+                    self._drop()
+                    raise psycopg.OperationalError(str(error))
+        if pgconn.status != pq.ConnStatus.OK:
+            message = pgconn.error_message.decode(errors="replace").strip()
+            self._drop()
+            raise psycopg.OperationalError(message or "the connection to PostgreSQL was lost")
+        return None
+
+
+def _rows(result: pq.abc.PGresult) -> list[Row]:
+    columns = range(result.nfields)
+    return [
+        tuple(None if (value := result.get_value(row, column)) is None else value.decode() for column in columns)
+        for row in range(result.ntuples)
+    ]

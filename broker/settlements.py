@@ -1,0 +1,164 @@
+"""What happened to claimed jobs, collected until the next round trip.
+
+Starting, completing, failing, retrying and releasing a job are fenced by (job, lease) in the database, so telling the
+database twice is harmless, and it does not matter which connection tells it. One buffer therefore serves a whole process:
+an acknowledgement that arrives while its own connection is dead is flushed by the next live one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from celery_jobqueue.broker.session import Call, Row
+from celery_jobqueue.broker.sql import statement
+
+__all__ = ["Failure", "Flight", "Lease", "Settlements", "settlements_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to finish one job: its id and the fencing token drawn when it was claimed."""
+
+    id: str
+    token: str
+
+    @property
+    def tag(self) -> str:
+        """The delivery tag of the message."""
+        return f"{self.id}:{self.token}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt failed. retry: whether another attempt may follow; delay: how long to wait first (None: backoff)."""
+
+    error: str
+    traceback: str | None = None
+    retry: bool = False
+    delay: timedelta | None = None
+    #: Task.retry has published the job anew already; only its error is still to be noted.
+    republished: bool = False
+
+
+#: Told (attempts, max_attempts) once the start is in the database; (0, 0) when the lease was lost.
+Started = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Flight:
+    """The settlements one batch carries, until the database has confirmed them."""
+
+    completed: list[Lease] = field(default_factory=list)
+    released: list[Lease] = field(default_factory=list)
+    failed: list[tuple[Lease, Failure]] = field(default_factory=list)
+    starts: list[tuple[Lease, bool, Started]] = field(default_factory=list)
+
+    @property
+    def durable(self) -> bool:
+        """Whether losing this batch in a crash of the server would break a promise."""
+        return bool(self.completed or self.failed or any(once for _, once, _ in self.starts))
+
+
+class Settlements:
+    """The buffer. Filled from any thread; emptied by whoever holds a live connection."""
+
+    def __init__(self) -> None:
+        self.worker = ""  # name written on the rows that are started
+        self._lock = threading.Lock()
+        self._next = Flight()
+
+    def __bool__(self) -> bool:
+        flight = self._next
+        return bool(flight.completed or flight.released or flight.failed or flight.starts)
+
+    def complete(self, lease: Lease) -> None:
+        """The job is done."""
+        with self._lock:
+            self._next.completed.append(lease)
+
+    def fail(self, lease: Lease, failure: Failure) -> None:
+        """The attempt failed; the failure says whether another may follow."""
+        with self._lock:
+            self._next.failed.append((lease, failure))
+
+    def release(self, lease: Lease) -> None:
+        """The job goes back to its old place; no attempt was used."""
+        with self._lock:
+            self._next.released.append(lease)
+
+    def start(self, lease: Lease, at_most_once: bool, started: Started) -> None:
+        """The job is about to run. at_most_once: it was acknowledged early, so it never runs again by itself."""
+        with self._lock:
+            self._next.starts.append((lease, at_most_once, started))
+
+    def forget_starts(self) -> None:
+        """Drop starts that were asked for but not sent: their requests are gone."""
+        with self._lock:
+            self._next.starts.clear()
+
+    def take(self) -> Flight:
+        """Everything that is waiting, to be sent now. `confirm` or `put_back` must follow."""
+        with self._lock:
+            flight, self._next = self._next, Flight()
+            return flight
+
+    def put_back(self, flight: Flight) -> None:
+        """The batch did not get through, or nobody knows whether it did: the fence makes telling it again harmless."""
+        with self._lock:
+            later = self._next
+            self._next = Flight(
+                flight.completed + later.completed, flight.released + later.released,
+                flight.failed + later.failed, flight.starts + later.starts,
+            )
+
+    def calls(self, flight: Flight) -> list[Call]:
+        """The statements that carry this batch."""
+        calls: list[Call] = []
+        if flight.completed:
+            calls.append((statement("complete"), _leases(flight.completed)))
+        for lease, failure in flight.failed:
+            if failure.republished:
+                calls.append((statement("note_retry"), (lease.id, lease.token, _text(failure.error), _text(failure.traceback))))
+            else:
+                delay = None if failure.delay is None else f"{failure.delay.total_seconds()} seconds"
+                calls.append((statement("fail"), (lease.id, lease.token, _text(failure.error), _text(failure.traceback),
+                                                  "t" if failure.retry else "f", delay)))
+        if flight.released:
+            calls.append((statement("release"), _leases(flight.released)))
+        if flight.starts:
+            once = "{" + ",".join("t" if once else "f" for _, once, _ in flight.starts) + "}"
+            calls.append((statement("start"), (self.worker, *_leases([lease for lease, _, _ in flight.starts]), once)))
+        return calls
+
+    @staticmethod
+    def confirm(flight: Flight, answers: list[list[Row]]) -> None:
+        """The batch is committed; `answers` are those of its calls. Tells every start how it went."""
+        if not flight.starts:
+            return
+        granted = {f"{row[0]}:{row[1]}": (int(row[2] or 0), int(row[3] or 0)) for row in answers[-1]}
+        for lease, _, started in flight.starts:
+            started(*granted.get(lease.tag, (0, 0)))
+
+
+def _leases(leases: list[Lease]) -> tuple[str, str]:
+    return (
+        "{" + ",".join(lease.id for lease in leases) + "}",
+        "{" + ",".join(lease.token for lease in leases) + "}",
+    )
+
+
+def _text(value: str | None) -> str | None:
+    # PostgreSQL's text cannot hold NUL, nor half a surrogate pair.
+    return None if value is None else value.replace("\0", "\\0").encode("utf-8", "replace").decode()
+
+
+_by_database: dict[str, Settlements] = {}
+
+
+def settlements_for(conninfo: str) -> Settlements:
+    """The one buffer of this process for one database."""
+    return _by_database.setdefault(conninfo, Settlements())

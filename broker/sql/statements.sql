@@ -1,0 +1,166 @@
+-- Statements of the broker. Parameters are $1 … $n; arrays and JSON travel as text.
+
+-- name: publish
+select jobqueue.publish($1::json, $2::json, $3::boolean);
+
+-- name: rearm
+select jobqueue.rearm($1::uuid, $2::uuid, $3::json);
+
+-- name: destinations
+select queue, transient from jobqueue.destinations($1::text, $2::text);
+
+-- name: send
+select jobqueue.send($1::text[], $2::smallint, $3::interval, $4::text, $5::text, $6::bytea);
+
+-- name: asynchronous_commit
+-- Only for transactions whose loss in a crash of the server costs nothing but time: claims, late-ack starts, transient traffic.
+select set_config('synchronous_commit', 'off', true);
+
+-- name: claim
+select id, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id,
+       extract(epoch from expires_at), reply_to, envelope, payload, payload_binary, run_at
+  from jobqueue.claim($1::uuid, $2::integer, $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[]);
+
+-- name: next_due
+select jobqueue.next_due($1::text[]);
+
+-- name: start
+select id, lease, attempts, max_attempts from jobqueue.start($1::text, $2::uuid[], $3::uuid[], $4::boolean[]);
+
+-- name: complete
+select jobqueue.complete($1::uuid[], $2::uuid[]);
+
+-- name: fail
+select jobqueue.fail($1::uuid, $2::uuid, $3::text, $4::text, $5::boolean, $6::interval);
+
+-- name: note_retry
+select jobqueue.note_retry($1::uuid, $2::uuid, $3::text, $4::text);
+
+-- name: release
+select jobqueue.release($1::uuid[], $2::uuid[]);
+
+-- name: heartbeat
+select jobqueue.heartbeat($1::uuid, $2::text, $3::integer, $4::text, $5::text[], $6::boolean, $7::boolean, $8::interval);
+
+-- name: goodbye
+select jobqueue.goodbye($1::uuid);
+
+-- name: hold_lock
+select pg_try_advisory_lock(jobqueue.lock_key($1::uuid));
+
+-- name: rescue
+select id, lease, task_id, task_name, error, envelope, payload, payload_binary from jobqueue.rescue($1::uuid, $2::interval);
+
+-- name: touch
+select jobqueue.touch($1::text[]);
+
+-- name: reap
+select jobqueue.reap();
+
+-- name: fetch
+select id, queue, envelope, payload, payload_binary from jobqueue.fetch($1::text[], $2::integer);
+
+-- name: declare_exchange
+insert into jobqueue.exchange (name, type) values ($1, $2) on conflict (name) do update set type = excluded.type;
+
+-- name: delete_exchange
+with unbound as (delete from jobqueue.binding where exchange = $1)
+delete from jobqueue.exchange where name = $1;
+
+-- name: declare_queue
+insert into jobqueue.queue (name, transient, auto_delete, expires, message_ttl)
+values ($1, $2::boolean, $3::boolean, $4::interval, $5::interval)
+on conflict (name) do update
+   set used_at = now(), transient = excluded.transient, auto_delete = excluded.auto_delete, expires = excluded.expires,
+       message_ttl = excluded.message_ttl;
+
+-- name: queue_exists
+select transient from jobqueue.queue where name = $1;
+
+-- name: delete_queue
+with unbound as (delete from jobqueue.binding where queue = $1),
+     emptied as (delete from jobqueue.message where queue = $1)
+delete from jobqueue.queue where name = $1;
+
+-- name: bind
+insert into jobqueue.binding (exchange, routing_key, queue, pattern) values ($1, $2, $3, $4) on conflict do nothing;
+
+-- name: unbind
+delete from jobqueue.binding where exchange = $1 and routing_key = $2 and queue = $3;
+
+-- name: bindings
+select queue, exchange, routing_key from jobqueue.binding;
+
+-- name: exchange_bindings
+select routing_key, pattern, queue from jobqueue.binding where exchange = $1;
+
+-- name: queue_size
+-- Every declare asks for it, so it stays cheap: nobody counts beyond 10,000 for that.
+select count(*) from (
+    select from public.job_queue where queue = $1 and status = 'pending' and owner is null
+     union all
+    select from jobqueue.message where queue = $1
+     limit 10000) ready;
+
+-- name: purge
+with jobs as (
+        delete from public.job_queue where queue = $1 and status = 'pending' and owner is null returning 1),
+     messages as (
+        delete from jobqueue.message where queue = $1 returning 1)
+select (select count(*) from jobs) + (select count(*) from messages);
+
+-- name: store_result
+select jobqueue.store_result($1::uuid, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::text, $8::text, $9::boolean);
+
+-- name: store_loose_result
+insert into jobqueue.result as r (task_id, state, result, result_binary, result_meta, traceback)
+values ($1, $2, $3, $4::bytea, $5, $6)
+on conflict (task_id) do update
+   set state = excluded.state, result = excluded.result, result_binary = excluded.result_binary,
+       result_meta = excluded.result_meta, traceback = excluded.traceback, stored_at = now()
+ where r.state <> 'SUCCESS';
+
+-- name: tell_waiter
+select jobqueue.tell_waiter($1, $2);
+
+-- name: results
+-- Of several jobs with one task id the newest with a state counts.
+select distinct on (task_id) task_id, state, result, result_binary, result_meta, traceback, finished
+  from (select task_id, state, result, result_binary, result_meta, traceback,
+               extract(epoch from finished_at) as finished, created_at as stored_at
+          from public.job_queue where task_id = any ($1::text[]) and state is not null
+         union all
+        select task_id, state, result, result_binary, result_meta, traceback, extract(epoch from stored_at), stored_at
+          from jobqueue.result where task_id = any ($1::text[])) known
+ order by task_id, stored_at desc;
+
+-- name: forget_result
+with loose as (delete from jobqueue.result where task_id = $1)
+update public.job_queue set state = null, result = null, result_binary = null, result_meta = null where task_id = $1;
+
+-- name: save_group
+insert into jobqueue.group_result (group_id, result, result_binary) values ($1, $2, $3::bytea)
+on conflict (group_id) do update set result = excluded.result, result_binary = excluded.result_binary, stored_at = now();
+
+-- name: restore_group
+select result, result_binary, extract(epoch from stored_at) from jobqueue.group_result where group_id = $1;
+
+-- name: delete_group
+delete from jobqueue.group_result where group_id = $1;
+
+-- name: expire_results
+with loose as (delete from jobqueue.result where stored_at < now() - $1::interval),
+     groups as (delete from jobqueue.group_result where stored_at < now() - $1::interval)
+update public.job_queue set state = null, result = null, result_binary = null, result_meta = null
+ where id in (select id from public.job_queue
+               where status in ('completed', 'failed') and state is not null and finished_at < now() - $1::interval
+               limit 10000);
+
+-- name: wait_for_results
+insert into jobqueue.waiter (reply_to) values ($1) on conflict (reply_to) do update set seen_at = now();
+
+-- name: stop_waiting
+delete from jobqueue.waiter where reply_to = $1;
+
+-- name: schema_version
+select max(version) from jobqueue.migration where line = 'queue';

@@ -1,0 +1,326 @@
+"""kombu's transport contract, thin: everything that happens is in cycle, claims, settlements and transient."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from time import monotonic
+from typing import Any, ClassVar
+
+import psycopg
+from amqp import RecoverableConnectionError
+from kombu.transport import virtual
+
+from celery_jobqueue.broker import settings
+from celery_jobqueue.broker.channel import Channel
+from celery_jobqueue.broker.cycle import Cycle
+from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.session import Call, Row, Session
+from celery_jobqueue.broker.settlements import settlements_for
+from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.transient import Topology
+from celery_jobqueue.broker.worker import install as _install_worker_steps
+from celery_jobqueue.db.errors import SchemaError
+from celery_jobqueue.db.url import masked
+
+__all__ = ["Transport"]
+
+# What means "reconnect and go on": the server restarts, a failover, an administrator's hand, a deadlock or a timeout.
+_CONNECTION_ERRORS = (
+    *virtual.Transport.connection_errors,
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    RecoverableConnectionError,
+    OSError,
+)
+
+
+class Transport(virtual.Transport):  # type: ignore[misc]
+    """`postgresql://`: messages are rows. See celery-contract §1.2 for what each attribute decides."""
+
+    Channel = Channel
+    driver_type = "postgres"
+    driver_name = "psycopg"
+    can_parse_url = True
+    default_port = 5432
+    connection_errors: ClassVar[tuple[type[BaseException], ...]] = _CONNECTION_ERRORS
+    channel_errors: ClassVar[tuple[type[BaseException], ...]] = virtual.Transport.channel_errors
+    recoverable_connection_errors: ClassVar[tuple[type[BaseException], ...]] = _CONNECTION_ERRORS
+    recoverable_channel_errors: ClassVar[tuple[type[BaseException], ...]] = virtual.Transport.channel_errors
+    implements = virtual.Transport.implements.extend(
+        asynchronous=True, heartbeats=False, exchange_type=frozenset(["direct", "topic", "fanout"]),
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self.settings = settings.read(client)
+        self.session = Session(self.settings.conninfo, prepare=not self.settings.pooled,
+                               timeout=self.settings.timeout, connect_timeout=self.settings.connect_timeout)
+        self.settlements = settlements_for(self.settings.conninfo)
+        self.topology = Topology(self.run)
+        self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
+        self._loop: Any = None
+        self._timer: Any = None
+        self._reading: int | None = None
+        self._closed = False
+        #: The process leaves for good, so its registration is removed when this connection closes.
+        self.leaving = False
+        self._waker: tuple[socket.socket, socket.socket] | None = None
+        self._drainer: int | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def driver_version(self) -> str:
+        """Version of psycopg."""
+        return psycopg.__version__
+
+    def establish_connection(self) -> Transport:
+        """Connect and check the schema. Raises psycopg.OperationalError, SchemaError."""
+        self.session.connect()
+        self._check_schema()
+        connection: Transport = super().establish_connection()
+        return connection
+
+    def _check_schema(self) -> None:
+        from celery_jobqueue.db.migrate import newest
+
+        try:
+            [rows] = self.run((statement("schema_version"), ()))
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            rows = [(None,)]
+        have, need = int(rows[0][0] or 0), newest("queue")
+        where = masked(self.settings.url)
+        if have < need:
+            what = "is missing" if not have else f"is version {have}, this code needs {need}"
+            raise SchemaError(f"the job queue's schema {what} in {where}: run `jobqueue migrate`")
+
+    def close_connection(self, connection: Any) -> None:
+        """Give back what was not finished and close; never raises on a dead connection."""
+        self._closed = True
+        self._leave_loop()
+        with contextlib.suppress(Exception):
+            super().close_connection(connection)
+        with contextlib.suppress(psycopg.Error, OSError):
+            if self.session.connected and (self.settlements or self.cycle_.ready):
+                self._give_back_undelivered()
+                self.cycle_.exchange()
+            if self.leaving and self.session.connected:
+                self.session.run((statement("goodbye"), (identity().id,)))
+        self.cycle_.lost_connection()
+        self.session.close()
+        if self._waker is not None:
+            for end in self._waker:
+                end.close()
+            self._waker = None
+
+    def _give_back_undelivered(self) -> None:
+        for queue in {queue for queue, _ in self.cycle_.ready}:
+            self.cycle_.unsubscribe(queue)
+
+    def verify_connection(self, connection: Any) -> bool:
+        """A look at local flags; kombu asks on every access to a channel."""
+        return not self._closed and self.session.connected
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """The URL as it may be shown."""
+        return uri if include_password else masked(uri)
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """None: libpq has its own defaults."""
+        return {}
+
+    def run(self, *calls: Call) -> list[list[Row]]:
+        """Send the calls as one transaction and wait for the answers. Raises psycopg.Error."""
+        if self._closed:
+            raise RecoverableConnectionError("this connection is closed")
+        if self.session.busy:
+            self.cycle_.session.finish()
+        try:
+            return self.session.run(*calls)
+        except psycopg.OperationalError:
+            self.cycle_.lost_connection()
+            raise
+
+    # -- delivering ---------------------------------------------------------------------------------------------------
+
+    def _credit(self, queue: str) -> int | None:
+        for channel in self.channels:
+            if queue in channel.consuming:
+                waiting = sum(1 for name, _ in self.cycle_.ready if name in channel.consuming)
+                estimate = channel.qos.can_consume_max_estimate()
+                return None if estimate is None else max(0, estimate - waiting)
+        return 0
+
+    def _deliver_next(self) -> bool:
+        if not self.cycle_.ready:
+            return False
+        queue, message = self.cycle_.ready.popleft()
+        self._deliver(message, queue)
+        return True
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver one message. Raises socket.timeout when none came within `timeout` seconds."""
+        deadline = None if timeout is None else monotonic() + timeout
+        self._drainer = threading.get_ident()
+        try:
+            while True:
+                if self._closed:
+                    raise RecoverableConnectionError("this connection is closed")
+                self.cycle_.exchange()
+                self._start_undelivered()
+                if self._deliver_next():
+                    if self.settlements:
+                        self.cycle_.exchange()
+                    return
+                now = monotonic()
+                if deadline is not None and now >= deadline:
+                    raise socket.timeout
+                until = self.cycle_.next_deadline(now)
+                if deadline is not None:
+                    until = min(until, deadline)
+                if until > now and not self.settlements:
+                    self.session.wait(until - now, self._wake_end().fileno())
+                    self._clear_wake()
+                    if self.session.connected:
+                        self.cycle_.on_readable()
+        finally:
+            self._drainer = None
+
+    def _start_undelivered(self) -> None:
+        """Outside of a worker nobody else starts jobs: being delivered is being started."""
+        if not self.cycle_.starts_on_delivery:
+            return
+        self.start_now([message for _, message in self.cycle_.ready])
+
+    def start_now(self, messages: list[dict[str, Any]]) -> None:
+        """Start these claimed jobs and drop those whose lease was lost meanwhile."""
+        lost: list[str] = []
+        for message in messages:
+            job = message["properties"].get("job")
+            if job is None or job.get("started"):
+                continue
+            lease = settings.lease(job)
+
+            def started(attempts: int, max_attempts: int, job: dict[str, Any] = job) -> None:
+                job.update(attempts=attempts, max_attempts=max_attempts, started=True)
+                if not attempts:
+                    lost.append(job["id"])
+
+            self.settlements.start(lease, False, started)
+        if self.settlements:
+            self.cycle_.exchange()
+        for delivery in list(self.cycle_.ready):
+            if (delivery[1]["properties"].get("job") or {}).get("id") in lost:
+                self.cycle_.ready.remove(delivery)
+
+    def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
+        job = raw_message["properties"].get("job")
+        if job is not None:
+            self.settlements.release(settings.lease(job))
+
+    # -- waking up ----------------------------------------------------------------------------------------------------
+
+    def settle_soon(self) -> None:
+        """Something was put into the settlements: have it sent."""
+        if self._closed:
+            return
+        if not any(channel.consuming for channel in self.channels):
+            # Consumers are cancelled (shutdown): the loop may not turn again, and what is not flushed runs twice.
+            with contextlib.suppress(psycopg.Error, OSError):
+                self.cycle_.exchange()
+        elif self._drainer not in (None, threading.get_ident()) and self._waker is not None:
+            with contextlib.suppress(OSError):
+                self._waker[1].send(b"x")
+
+    def _wake_end(self) -> socket.socket:
+        if self._waker is None:
+            self._waker = socket.socketpair()
+            self._waker[0].setblocking(False)
+            self._waker[1].setblocking(False)
+        return self._waker[0]
+
+    def _clear_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._waker is not None and self._waker[0].recv(4096):
+                pass
+
+    # -- on a worker's event loop -------------------------------------------------------------------------------------
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Hand the connection to the hub: nothing blocks from here on."""
+        self._leave_loop()
+        self._loop = loop
+        loop.on_tick.add(self._on_tick)
+
+    def _leave_loop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        loop.on_tick.discard(self._on_tick)  # hub.reset() leaves tick callbacks in place
+        if self._reading is not None:
+            with contextlib.suppress(Exception):
+                loop.remove(self._reading)
+            self._reading = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_tick(self) -> None:
+        if self._loop is None or self._closed:
+            return
+        if not self.session.connected:
+            raise psycopg.OperationalError("the connection to PostgreSQL was lost")
+        fd = self.session.fileno()
+        if fd != self._reading:
+            self._loop.add_reader(fd, self._on_readable)
+            self._reading = fd
+        self.cycle_.pump()
+        self._arm()
+
+    def _on_readable(self) -> None:
+        if self._loop is None or self._closed:
+            return
+        self.cycle_.on_readable()
+        while self._deliver_next():
+            pass
+        self.cycle_.pump()
+
+    def _arm(self) -> None:
+        """Let the hub wake up when the next thing is due."""
+        if self.session.busy:
+            return
+        now = monotonic()
+        at = self.cycle_.next_deadline(now)
+        if self._timer is not None:
+            if not self._timer.canceled and now < self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(0.0, at - now), _nothing)
+
+    _timer_at = 0.0
+
+    # -- management ---------------------------------------------------------------------------------------------------
+
+    def get_manager(self, *args: Any, **kwargs: Any) -> virtual.Management:
+        """For `celery list bindings`."""
+        return _Management(self)
+
+
+def _nothing() -> None:
+    """A timer that only makes the hub turn; the tick does the work."""
+
+
+class _Management(virtual.Management):  # type: ignore[misc]
+    """Bindings as the database knows them, not only those of this process."""
+
+    def get_bindings(self) -> list[dict[str, str]]:
+        """All bindings of all processes."""
+        [rows] = self.channel.connection.run((statement("bindings"), ()))
+        return [{"destination": row[0] or "", "source": row[1] or "", "routing_key": row[2] or ""} for row in rows]
+
+
+_install_worker_steps()

@@ -1,0 +1,160 @@
+"""What a Celery worker does beyond consuming: starting jobs truthfully, telling how they ended, standing in for the dead.
+
+Celery's transport interface sees claims and acknowledgements only. This module joins the worker with two hooks that
+Celery offers, and needs nothing from the application: a bootstep of the consumer and the tasks' Request class.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.app.task import Context
+from celery.exceptions import WorkerLostError
+from celery.worker import state as worker_state
+
+from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.messages import decode_lost
+from celery_jobqueue.broker.requests import as_job_request
+from celery_jobqueue.broker.retries import retry_automatically
+from celery_jobqueue.broker.session import Row
+
+__all__ = ["Gate", "JobQueueStep", "install"]
+
+logger = logging.getLogger(__name__)
+
+
+class Gate:
+    """Lets a request into the pool once its start is in the database.
+
+    The start must be there before the task's first instruction, or a job that kills its worker would never be counted;
+    Celery's own `on_accepted` comes when the task already runs. One job per process is started ahead, so that the round
+    trip is hidden behind the running one.
+    """
+
+    def __init__(self, consumer: Any, enter_pool: Any) -> None:
+        self._consumer = consumer
+        self._enter_pool = enter_pool
+        self._waiting: deque[Any] = deque()
+        self._inside: set[Any] = set()
+        self.transport: Any = None
+
+    @property
+    def _room(self) -> int:
+        processes = self._consumer.pool.num_processes or 1
+        # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task.
+        ahead = processes if self._consumer.pool.__class__.__module__ != "celery.concurrency.solo" else 0
+        return int(processes + ahead)
+
+    def request(self, request: Any) -> Any:
+        """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
+        if getattr(request.message, "lease", None) is None:
+            return self._enter_pool(request)
+        request.job_gate = self
+        self._waiting.append(request)
+        self._advance()
+        return None
+
+    def done(self, request: Any) -> None:
+        """A request is over, whatever became of it."""
+        self._inside.discard(request)
+        self._advance()
+
+    def reset(self) -> None:
+        """The connection was replaced: Celery has forgotten every request that does not run yet."""
+        self._waiting.clear()
+        self._inside = {request for request in self._inside if request in worker_state.active_requests}
+        if self.transport is not None:
+            self.transport.settlements.forget_starts()
+
+    def _advance(self) -> None:
+        while self._waiting and len(self._inside) < self._room:
+            request = self._waiting.popleft()
+            self._inside.add(request)
+            self.transport.settlements.start(
+                request.message.lease, not request.task.acks_late,
+                lambda attempts, max_attempts, request=request: self._started(request, attempts, max_attempts))
+            self.transport.settle_soon()
+
+    def _started(self, request: Any, attempts: int, max_attempts: int) -> None:
+        if not attempts:
+            # Reset by hand, deleted, or given to somebody else meanwhile: not ours any more.
+            logger.warning("job %s was taken from this worker before it started", request.message.lease.id,
+                           extra={"job_id": request.message.lease.id, "task_id": request.id})
+            request.drop()
+            return
+        request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, started=True)
+        self._enter_pool(request)
+
+
+class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Consumer bootstep: puts the gate before the pool and gives the transport its worker."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
+        consumer.on_task_request = self.gate.request
+        for task in consumer.app.tasks.values():
+            task.Request = as_job_request(task.Request)
+        super().__init__(consumer, **kwargs)
+
+    def start(self, consumer: Any) -> None:
+        """The consumer has a connection."""
+        transport = consumer.connection.transport
+        me = identity()
+        me.name = consumer.hostname
+        transport.settlements.worker = consumer.hostname
+        transport.cycle_.starts_on_delivery = False
+        transport.cycle_.on_lost = lambda rows: tell_celery(consumer.app, rows)
+        self.gate.transport = transport
+        self.gate.reset()
+
+    def shutdown(self, consumer: Any) -> None:
+        """The worker leaves for good: its registration goes with the connection."""
+        if consumer.connection is not None:
+            consumer.connection.transport.leaving = True
+
+
+def tell_celery(app: Any, rows: list[Row]) -> None:
+    """Jobs of dead workers without an attempt left have failed: results, errbacks and chords must hear of it."""
+    for row in rows:
+        id_, lease, task_id, task_name, error, envelope, payload, binary = row
+        headers, (args, kwargs, embed), properties = decode_lost(envelope, payload, binary)
+        properties["job"] = {"id": id_, "lease": lease}
+        logger.error("%s (%s, job %s)", error, task_name, id_, extra={"job_id": id_, "task_id": task_id})
+        context = Context(headers, **{
+            "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
+            "delivery_info": properties.get("delivery_info") or {}, **embed})
+        task = app.tasks.get(task_name)
+        backend = app.backend if task is None else task.backend
+        ignored = headers.get("ignore_result")
+        try:
+            backend.mark_as_failure(task_id, WorkerLostError(error), request=context, store_result=not ignored)
+        except Exception:
+            logger.exception("the failure of job %s could not be told to Celery", id_, extra={"job_id": id_})
+
+
+def install() -> None:
+    """Join every Celery worker of this process whose broker is ours."""
+    signals.worker_init.connect(_join, weak=False, dispatch_uid="celery_jobqueue.worker")
+
+
+def _join(sender: Any, **kwargs: Any) -> None:
+    from celery.worker.consumer.gossip import Gossip
+    from celery.worker.consumer.mingle import Mingle
+
+    from celery_jobqueue.broker.transport import Transport
+
+    transport = sender._conninfo.transport
+    if not isinstance(transport, Transport):
+        return
+    # Both only ask whether fanout and topic work; they keep a list of transports known to do.
+    Gossip.compatible_transports.add(Transport.driver_type)
+    Mingle.compatible_transports.add(Transport.driver_type)
+    sender.app.steps["consumer"].add(JobQueueStep)
+    if transport.settings.automatic_retries:
+        for task in sender.app.tasks.values():
+            retry_automatically(task, transport.settings)

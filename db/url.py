@@ -1,0 +1,95 @@
+"""One DATABASE_URL for every driver: psycopg, SQLAlchemy and kombu."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from psycopg.conninfo import conninfo_to_dict
+
+from celery_jobqueue.db.errors import ConfigurationError
+
+__all__ = ["database_url", "libpq_dsn", "looks_like_transaction_pooler", "masked", "sqlalchemy_url"]
+
+_SCHEMES = ("postgresql", "postgres")
+_POOLERS = ("transaction", "session")
+_SECRETS = re.compile(r"((?:^|[?&\s;])(?:password|sslpassword)=)[^&\s;]*", re.IGNORECASE)
+_USERINFO = re.compile(r"(://[^:/@\s]*):.*@")
+
+
+def libpq_dsn(url: str) -> str:
+    """The URL as libpq takes it: scheme `postgresql`, without our own `pooler` parameter.
+
+    Several hosts and any libpq parameter are allowed. Raises ConfigurationError naming what is wrong.
+    """
+    scheme, rest = _split(url)
+    base, _, query = rest.partition("?")
+    pairs = [(key, value) for key, value in parse_qsl(query, keep_blank_values=True) if key != "pooler"]
+    # libpq reads %20, not the + that urlencode writes by default.
+    dsn = f"postgresql://{base}" + (f"?{urlencode(pairs, quote_via=quote)}" if pairs else "")
+    try:
+        conninfo_to_dict(dsn)
+    except Exception as error:
+        raise ConfigurationError(f"the database URL {masked(url)} cannot be read: {str(error).strip()}") from error
+    return dsn
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The URL for SQLAlchemy's create_engine(), driver psycopg. Raises ConfigurationError."""
+    rest = libpq_dsn(url).partition("://")[2]
+    base, _, query = rest.partition("?")
+    userinfo, at, location = base.rpartition("@")
+    hosts, _, database = location.partition("/")
+    if "," in hosts:
+        # SQLAlchemy reads one host before the path and several as repeated host=name:port.
+        pairs = [("host", host) for host in hosts.split(",")] + parse_qsl(query, keep_blank_values=True)
+        return f"postgresql+psycopg://{userinfo}{at}/{database}?{urlencode(pairs, quote_via=quote)}"
+    return f"postgresql+psycopg://{rest}"
+
+
+def masked(url: str) -> str:
+    """The URL with its passwords hidden, for people and logs. Never raises."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme and parts.netloc:
+            userinfo, at, location = parts.netloc.rpartition("@")
+            user = userinfo.partition(":")[0] + (":**" if ":" in userinfo else "")
+            url = urlunsplit(parts._replace(netloc=f"{user}{at}{location}"))
+    except ValueError:
+        url = _USERINFO.sub(r"\1:**@", url)
+    return _SECRETS.sub(r"\1**", url)
+
+
+def looks_like_transaction_pooler(url: str) -> bool:
+    """Whether connections probably pass a pooler in transaction mode, where LISTEN, session locks and prepared
+    statements do not work: Supabase's port 6543, or `?pooler=transaction`; `?pooler=session` says that they do.
+    """
+    _, rest = _split(url)
+    base, _, query = rest.partition("?")
+    said = dict(parse_qsl(query)).get("pooler")
+    if said is not None:
+        if said not in _POOLERS:
+            raise ConfigurationError(f"pooler={said} in the database URL: use one of {', '.join(_POOLERS)}")
+        return said == "transaction"
+    hosts = base.rpartition("@")[2].partition("/")[0]
+    return any(host.endswith(":6543") for host in hosts.split(",")) or dict(parse_qsl(query)).get("port") == "6543"
+
+
+def database_url() -> str:
+    """DATABASE_URL, or when it is unset the embedded PostgreSQL, which is started. Raises ConfigurationError."""
+    url = os.environ.get("DATABASE_URL", "").strip()
+    if url:
+        libpq_dsn(url)
+        return url
+    from celery_jobqueue.db.embedded import ensure
+
+    return ensure()
+
+
+def _split(url: str) -> tuple[str, str]:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.partition("+")[0] not in _SCHEMES:
+        raise ConfigurationError(
+            f"the database URL {masked(url)!r} must begin with postgresql:// (such as postgresql://user:password@host:5432/db)")
+    return scheme, rest

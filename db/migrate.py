@@ -1,4 +1,186 @@
-"""stub for the moment"""
+"""Numbered SQL files are the only source of the schema; this runs them, and writes them as one text to paste.
+
+A *line* is a sub-folder of `db/schema`: `queue` is what the broker needs, `certificates` what this repository's own
+application needs. `jobqueue.migration` records what was applied, whichever way it was applied.
+"""
+
 from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any, LiteralString, cast
+
+import psycopg
+
+from celery_jobqueue.db.errors import SchemaError
+from celery_jobqueue.db.url import libpq_dsn
+
+__all__ = ["LINES", "Migration", "Status", "bundle", "migrate", "migrations", "newest", "status"]
+
+LINES = ("queue", "certificates")
+OLDEST_SERVER = 14
+_LOCK = 7001  # pg_advisory_xact_lock(_LOCK, 0): one migration at a time; (_LOCK, 1) is the rescue of dead workers' jobs
+_FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
+_TAG = "$mig$"
+_FORBIDDEN = re.compile(r"^\s*(begin|commit|rollback|start\s+transaction)\s*;|\bconcurrently\b", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file. `sha256` is of its text with Unix line ends, so a checkout on Windows is no edit."""
+
+    line: str
+    version: int
+    name: str
+    sql: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What of a line stands in a database."""
+
+    line: str
+    applied: int
+    newest: int
+
+    @property
+    def missing(self) -> int:
+        """Migrations still to be applied; negative when the database is ahead of this code."""
+        return self.newest - self.applied
+
+
+@lru_cache
+def migrations(line: str) -> tuple[Migration, ...]:
+    """The line's files in order. Raises SchemaError for gaps and for statements a migration must not hold."""
+    folder = resources.files("celery_jobqueue.db.schema").joinpath(line)
+    files = sorted((entry.name, entry.read_text(encoding="utf-8")) for entry in folder.iterdir() if _FILE.match(entry.name))
+    return checked(line, files)
+
+
+def checked(line: str, files: Sequence[tuple[str, str]]) -> tuple[Migration, ...]:
+    """The migrations in these (file name, text) pairs, checked. Raises SchemaError."""
+    found: list[Migration] = []
+    for expected, (file, text) in enumerate(files, start=1):
+        match = _FILE.match(file)
+        if match is None or int(match[1]) != expected:
+            raise SchemaError(f"db/schema/{line}/{file}: expected number {expected:04d}, migrations are numbered without gaps")
+        sql = text.replace("\r\n", "\n")
+        bare = re.sub(r"--[^\n]*", "", sql)
+        if _TAG in sql or _FORBIDDEN.search(bare):
+            raise SchemaError(f"db/schema/{line}/{file}: no transaction statements, no CONCURRENTLY, no {_TAG}")
+        found.append(Migration(line, expected, match[2], sql, hashlib.sha256(sql.encode()).hexdigest()))
+    return tuple(found)
+
+
 def newest(line: str) -> int:
-    return 0
+    """Version this code needs."""
+    return len(migrations(line))
+
+
+def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("queue",)) -> list[Migration]:
+    """Bring the lines up to date in one transaction; returns what was applied, nothing when all was there.
+
+    Raises SchemaError when the server is too old, when an applied file was edited since, or when the database is newer
+    than this code; psycopg.Error when the server refuses.
+    """
+    applied: list[Migration] = []
+    with _connection(database) as conn, conn.transaction(), conn.cursor() as cursor:
+        if conn.info.server_version < OLDEST_SERVER * 10000:
+            raise SchemaError(f"PostgreSQL {conn.info.server_version // 10000} is too old: this needs {OLDEST_SERVER} or newer")
+        for statement in _prologue():
+            cursor.execute(cast(LiteralString, statement))
+        for line in lines:
+            done = _ledger(cursor, line)
+            wanted = migrations(line)
+            _compare(line, wanted, done)
+            for migration in wanted[len(done):]:
+                cursor.execute(cast(LiteralString, migration.sql))
+                cursor.execute("insert into jobqueue.migration (line, version, name, sha256) values (%s, %s, %s, %s)",
+                               (line, migration.version, migration.name, migration.sha256))
+                applied.append(migration)
+    return applied
+
+
+def status(database: str | psycopg.Connection[Any]) -> list[Status]:
+    """How far each line is in this database. Raises psycopg.Error."""
+    with _connection(database) as conn, conn.transaction(), conn.cursor() as cursor:
+        cursor.execute("select to_regclass('jobqueue.migration') is not null")
+        row = cursor.fetchone()
+        there = bool(row and row[0])
+        return [Status(line, len(_ledger(cursor, line)) if there else 0, newest(line)) for line in LINES]
+
+
+def bundle(line: str) -> str:
+    """The line as one text for an SQL editor. Pasting it twice changes nothing; over an older version it upgrades."""
+    parts = [_HEADER.format(line=line), "\n".join(f"{statement};" for statement in _prologue())]
+    parts += [
+        f"""
+-- {migration.version:04d} {migration.name}
+do $bundle$
+begin
+    if not exists (select from jobqueue.migration where line = '{line}' and version = {migration.version}) then
+        execute {_TAG}
+{migration.sql.rstrip()}
+{_TAG};
+        insert into jobqueue.migration (line, version, name, sha256)
+        values ('{line}', {migration.version}, '{migration.name}', '{migration.sha256}');
+    end if;
+end $bundle$;
+"""
+        for migration in migrations(line)
+    ]
+    return "begin;\n".join(["".join(parts[:1]), "".join(parts[1:])]) + "\ncommit;\n"
+
+
+_HEADER = """\
+-- Generated from db/schema/{line} by `jobqueue sql`; do not edit, a test compares it.
+-- Paste into an SQL editor (Supabase, psql, pgAdmin). Safe to paste again; over an older version it upgrades.
+"""
+
+
+def _prologue() -> tuple[str, ...]:
+    return (
+        f"select pg_advisory_xact_lock({_LOCK}, 0)",
+        "create schema if not exists jobqueue",
+        """create table if not exists jobqueue.migration (
+    line       text        not null,
+    version    integer     not null,
+    name       text        not null,
+    sha256     text        not null,
+    applied_at timestamptz default now() not null,
+    primary key (line, version)
+)""",
+        "alter table jobqueue.migration enable row level security",
+        "revoke all on schema jobqueue from public",
+        "revoke all on jobqueue.migration from public",
+    )
+
+
+def _ledger(cursor: psycopg.Cursor[Any], line: str) -> list[tuple[int, str, str]]:
+    cursor.execute("select version, name, sha256 from jobqueue.migration where line = %s order by version", (line,))
+    return list(cursor.fetchall())
+
+
+def _compare(line: str, wanted: Sequence[Migration], done: Sequence[tuple[int, str, str]]) -> None:
+    if len(done) > len(wanted):
+        raise SchemaError(f"the database's {line} schema is version {len(done)}, newer than this code ({len(wanted)}): upgrade celery-jobqueue")
+    for migration, (version, name, sha256) in zip(wanted, done, strict=False):
+        if (migration.version, migration.sha256) != (version, sha256):
+            raise SchemaError(
+                f"db/schema/{line}/{version:04d}_{name}.sql was edited after it was applied: restore it and add a new migration")
+
+
+@contextmanager
+def _connection(database: str | psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
+    if isinstance(database, str):
+        # prepare_threshold=None: migrations also pass through poolers in transaction mode.
+        with psycopg.connect(libpq_dsn(database), prepare_threshold=None, connect_timeout=10) as conn:
+            yield conn
+    else:
+        yield database

@@ -1,0 +1,124 @@
+"""SQLAlchemy 2.1 models, for people who query with the ORM. The schema itself comes from db/schema, not from here."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, SmallInteger, Text, UniqueConstraint, func
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+__all__ = ["Base", "Certificate", "CertificateConfig", "Event", "EventOrganiser", "Job"]
+
+
+class Base(DeclarativeBase):
+    """Types: text has no length, times know their zone."""
+
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own idiom)
+        str: Text(), datetime: TIMESTAMP(timezone=True), uuid.UUID: UUID(as_uuid=True), dict[str, Any]: JSONB(),
+        list[dict[str, Any]]: JSONB(), bytes: LargeBinary(),
+    }
+
+
+class Job(Base):
+    """One row of job_queue is one job. To change what a job does use the queue's functions; reading is free."""
+
+    __tablename__ = "job_queue"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    status: Mapped[str] = mapped_column(server_default="pending")
+    task_name: Mapped[str | None]
+    queue: Mapped[str] = mapped_column(server_default="celery")
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="5")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    max_attempts: Mapped[int] = mapped_column(server_default="3")
+    user_id: Mapped[str | None]
+    error_message: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    run_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    owner: Mapped[uuid.UUID | None]
+    lease: Mapped[uuid.UUID | None]
+    leased_until: Mapped[datetime | None]
+    at_most_once: Mapped[bool] = mapped_column(server_default="false")
+    redelivered: Mapped[bool] = mapped_column(server_default="false")
+    total_starts: Mapped[int] = mapped_column(server_default="0")
+    task_id: Mapped[str] = mapped_column(server_default=func.gen_random_uuid())
+    state: Mapped[str | None]
+    result: Mapped[str | None]
+    result_binary: Mapped[bytes | None]
+    result_meta: Mapped[str | None]
+    traceback: Mapped[str | None]
+    errors: Mapped[list[dict[str, Any]] | None]
+    reply_to: Mapped[str | None]
+    envelope: Mapped[str | None]
+    payload: Mapped[str | None]
+    payload_binary: Mapped[bytes | None]
+
+
+class Event(Base):
+    """What certificates are issued for."""
+
+    __tablename__ = "events"
+    __table_args__ = (CheckConstraint("ends_on >= starts_on", name="events_dates"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    name: Mapped[str]
+    starts_on: Mapped[date]
+    ends_on: Mapped[date]
+    place: Mapped[str] = mapped_column(server_default="")
+    organiser: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    config: Mapped[CertificateConfig | None] = relationship(back_populates="event")
+    organisers: Mapped[list[EventOrganiser]] = relationship(back_populates="event")
+
+
+class EventOrganiser(Base):
+    """A user who may issue certificates for an event."""
+
+    __tablename__ = "event_organisers"
+
+    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(primary_key=True)
+
+    event: Mapped[Event] = relationship(back_populates="organisers")
+
+
+class CertificateConfig(Base):
+    """How an event's certificates look."""
+
+    __tablename__ = "certificate_configs"
+
+    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id"), primary_key=True)
+    design: Mapped[dict[str, Any]]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    event: Mapped[Event] = relationship(back_populates="config")
+
+
+class Certificate(Base):
+    """A certificate that was issued: one per event and recipient."""
+
+    __tablename__ = "certificates"
+    __table_args__ = (UniqueConstraint("event_id", "recipient_key", name="certificates_recipient"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id"))
+    serial: Mapped[str] = mapped_column(unique=True)
+    recipient_name: Mapped[str]
+    recipient_key: Mapped[str]
+    user_id: Mapped[str]
+    storage_key: Mapped[str]
+    url: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    issued_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_on: Mapped[date | None]
+    revoked_at: Mapped[datetime | None]
+    revoke_reason: Mapped[str | None]

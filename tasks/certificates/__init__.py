@@ -1,0 +1,1 @@
+"""Certificates: design → layout → PDF; storage; records."""

@@ -1,0 +1,36 @@
+"""What can be wrong with a certificate. All of these are final: trying again cannot help."""
+
+from __future__ import annotations
+
+from celery_jobqueue.db.errors import FinalError, InvalidJob
+
+__all__ = ["CertificateError", "DesignError", "InvalidRecipient", "MissingConfiguration", "MissingGlyph", "NotAllowed",
+           "UnknownEvent"]
+
+
+class CertificateError(FinalError):
+    """Root of the certificate application's final errors."""
+
+
+class DesignError(CertificateError):
+    """The event's design cannot be used; the message names the field and the fix."""
+
+
+class InvalidRecipient(CertificateError, InvalidJob):
+    """The recipient's name is empty, too long, or holds characters that are no text."""
+
+
+class MissingConfiguration(CertificateError):
+    """The event has no certificate configuration."""
+
+
+class MissingGlyph(CertificateError):
+    """No font has this character; a certificate with an empty box is never issued."""
+
+
+class NotAllowed(CertificateError):
+    """The user may not issue certificates for this event."""
+
+
+class UnknownEvent(CertificateError, InvalidJob):
+    """There is no such event."""

@@ -214,7 +214,7 @@ class _Place:
 
     def _create_database(self, port: int) -> None:
         with psycopg.connect(self._url(port, "postgres"), autocommit=True) as conn:
-            if not conn.execute("select from pg_database where datname = %s", (_DATABASE,)).fetchone():
+            if not conn.execute("select 1 from pg_database where datname = %s", (_DATABASE,)).fetchone():
                 conn.execute(psycopg.sql.SQL("create database {}").format(psycopg.sql.Identifier(_DATABASE)))
 
     def _runner(self, binaries: Path) -> tuple[list[str], Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from queue import Empty
 from typing import Any
 
@@ -21,12 +22,12 @@ from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
 from celery_jobqueue.db.errors import InvalidJob
 
-__all__ = ["Channel", "Message"]
+__all__ = ["Channel", "Delivered"]
 
 logger = logging.getLogger(__name__)
 
 
-class Message(virtual.Message):  # type: ignore[misc]
+class Delivered(virtual.Message):  # type: ignore[misc]
     """A delivered message. `lease` is set when it is a job."""
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
@@ -66,7 +67,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
 class Channel(virtual.Channel):  # type: ignore[misc]
     """One channel. All channels of a transport share its connection and its cycle."""
 
-    Message = Message
+    Message = Delivered
     QoS = QoS
     supports_fanout = True
     body_encoding = None  # bodies are stored as they are: no base64
@@ -269,7 +270,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     # -- settling -----------------------------------------------------------------------------------------------------
 
-    def settle(self, message: Message) -> None:
+    def settle(self, message: Delivered) -> None:
         """The message was acknowledged: its job is done, unless the message knows better."""
         if message.lease is None or message.early:
             return
@@ -280,16 +281,17 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             settlements.complete(message.lease)
         self._transport.settle_soon()
 
-    def refuse(self, message: Message, requeue: bool) -> None:
+    def refuse(self, message: Delivered, requeue: bool) -> None:
         """The message was rejected. Asked back into the queue it has used an attempt, and those are counted."""
         if message.lease is not None:
-            failure = message.failure or Failure("rejected and put back by its consumer" if requeue else "rejected", retry=requeue)
+            reason = "rejected and put back by its consumer" if requeue else "rejected"
+            failure = message.failure or Failure(reason, retry=requeue, delay=timedelta(0))
             self._transport.settlements.fail(message.lease, failure)
             self._transport.settle_soon()
         elif requeue:
             self._send_back(message)
 
-    def _restore(self, message: Message) -> None:
+    def _restore(self, message: Delivered) -> None:
         """The channel closes with this message unfinished: untouched, back to its old place."""
         if message.lease is None:
             self._send_back(message)
@@ -298,7 +300,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     _restore_at_beginning = _restore
 
-    def _send_back(self, message: Message) -> None:
+    def _send_back(self, message: Delivered) -> None:
         raw = message.serializable()
         if message.queue and self._transport.session.connected:
             self._transport.run(send_call(raw, [message.queue], self._transport.settings.priority_scale))

@@ -97,7 +97,10 @@ class Claims:
         """Learn from the answers of `calls`."""
         for row in rows:
             queue, priority, run_at, id_ = row[2], row[3], row[14], row[0]
-            assert queue and priority and run_at and id_
+            assert queue
+            assert priority
+            assert run_at
+            assert id_
             self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
         if len(rows) >= limit:
             self._full += 1

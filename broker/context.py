@@ -32,7 +32,7 @@ def lease_of(request: Any) -> Lease | None:
 def parameter_position(task_name: str, parameter: str) -> int | None:
     """Index of a positional parameter of a task registered with the current app; None when there is none."""
     task = _registered(task_name)
-    return None if task is None else _position(type(task), task, parameter)
+    return None if task is None else _position(task, parameter)
 
 
 def task_option(task_name: str, option: str) -> Any | None:
@@ -42,12 +42,12 @@ def task_option(task_name: str, option: str) -> Any | None:
 
 def _registered(task_name: str) -> Any | None:
     state = sys.modules.get("celery._state")
-    tasks = state.get_current_app()._tasks if state is not None else None
+    tasks: Any = state.get_current_app()._tasks if state is not None else {}
     return tasks.get(task_name) if hasattr(tasks, "get") else None
 
 
 @lru_cache(maxsize=1024)
-def _position(_: type, task: Any, parameter: str) -> int | None:
+def _position(task: Any, parameter: str) -> int | None:
     try:
         names = list(inspect.signature(getattr(task, "__wrapped__", None) or task.run).parameters)
     except (TypeError, ValueError):

@@ -61,7 +61,7 @@ class _Plan:
     takers: list[Callable[[list[Row]], None]] = field(default_factory=list)
     durable: bool = False
 
-    def add(self, call: Call, taker: Callable[[list[Row]], None] = lambda rows: None) -> None:
+    def add(self, call: Call, taker: Callable[[list[Row]], None]) -> None:
         self.calls.append(call)
         self.takers.append(taker)
 
@@ -80,7 +80,7 @@ class Cycle:
         self.ready: deque[Delivery] = deque()
         #: A worker starts its jobs itself; for every other consumer delivering a job is starting it.
         self.starts_on_delivery = True
-        self.on_lost: Callable[[list[Row]], None] = lambda rows: None
+        self.on_lost: Callable[[list[Row]], None] = _ignore
         self.transient: list[str] = []
         self.claims = Claims(identity().id, options.poll)
         self._credit = credit
@@ -137,13 +137,13 @@ class Cycle:
         self._plan_duties(plan, now)
         self._plan_settlements(plan)
         self._plan_claims(plan, now)
-        if self.transient and (self._mail or self.options.pooled and now >= self._duties.mail):
+        if self.transient and (self._mail or (self.options.pooled and now >= self._duties.mail)):
             self._mail = False
             self._duties.mail = now + self._mail_interval
             plan.add((statement("fetch"), (text_array(self.transient), str(_MAX_BATCH))), self._take_mail)
         if plan.calls and not plan.durable:
             plan.calls.insert(0, (statement("asynchronous_commit"), ()))
-            plan.takers.insert(0, lambda rows: None)
+            plan.takers.insert(0, _ignore)
         return plan
 
     def _plan_listening(self, plan: _Plan) -> None:
@@ -152,10 +152,10 @@ class Cycle:
         wanted = {channel_of(queue) for queue in (*self.claims.queues, *self.transient)}
         for channel in wanted - self._listening:
             # LISTEN takes no parameter; the name is ours: jq_ and an MD5 in hexadecimal.
-            plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()))
+            plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()), _ignore)
             self._mail = True
         for channel in self._listening - wanted:
-            plan.add((Statement("", f'UNLISTEN "{channel}"'.encode()), ()))
+            plan.add((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), _ignore)
             self._channels.pop(channel, None)
         self._listening = wanted
 
@@ -168,10 +168,10 @@ class Cycle:
                 plan.add((statement("rescue"), (identity().id, "3 seconds")), self._take_lost)
         if self.transient and now >= duties.touch:
             duties.touch = now + options.touch
-            plan.add((statement("touch"), (text_array(self.transient),)))
+            plan.add((statement("touch"), (text_array(self.transient),)), _ignore)
         if (self.transient or self.claims.queues) and now >= duties.reap:
             duties.reap = now + options.reap
-            plan.add((statement("reap"), ()))
+            plan.add((statement("reap"), ()), _ignore)
 
     def _plan_registration(self, plan: _Plan, now: float) -> None:
         options, duties, me = self.options, self._duties, identity()
@@ -183,7 +183,7 @@ class Cycle:
             self._idle_told = self.claims.idle
             plan.add((statement("heartbeat"), (
                 me.id, me.name, str(me.pid), me.host, text_array(self.claims.queues), "t" if self.claims.idle else "f",
-                "t" if me.lock_holder == id(self.session) else "f", self._heartbeat_limit)))
+                "t" if me.lock_holder == id(self.session) else "f", self._heartbeat_limit)), _ignore)
 
     def _plan_settlements(self, plan: _Plan) -> None:
         if not self.settlements:
@@ -331,6 +331,10 @@ class Cycle:
         me = identity()
         if me.lock_holder == id(self.session):
             me.lock_holder = None
+
+
+def _ignore(rows: list[Row]) -> None:
+    """An answer that nobody waits for."""
 
 
 def channel_of(name: str) -> str:

@@ -77,7 +77,7 @@ def encode_job(message: dict[str, Any], queue: str, scale: str) -> dict[str, Any
     expires = _moment(headers.get("expires"), "expires")
     if expires is None and (ttl := properties.get("expiration")) is not None:
         expires = now + timedelta(milliseconds=float(ttl))
-    row = {
+    row: dict[str, Any] = {
         "queue": _checked(queue, "queue"),
         "task_name": _checked(headers.get("task"), "task name"),
         "task_id": _checked(headers.get("id") or properties.get("correlation_id") or str(uuid7()), "task_id"),
@@ -191,25 +191,20 @@ def _plain(value: object) -> object:
 
 
 def _body(body: str | bytes | memoryview) -> tuple[str | None, str | None]:
-    if not isinstance(body, str):
-        try:
-            body = bytes(body).decode()
-        except UnicodeDecodeError:
-            return None, b64encode(bytes(body)).decode()
-    if "\0" in body:
-        return None, b64encode(body.encode("utf-8", "surrogatepass")).decode()
+    """(text, base64): text where PostgreSQL can hold it as such."""
     try:
-        body.encode()
-    except UnicodeEncodeError:
-        return None, b64encode(body.encode("utf-8", "surrogatepass")).decode()
-    return body, None
+        text = body if isinstance(body, str) else bytes(body).decode()
+        raw = text.encode()
+    except UnicodeError:
+        text, raw = "\0", body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)
+    return (None, b64encode(raw).decode()) if "\0" in text else (text, None)
 
 
 def _checked(value: object, name: str) -> str | None:
     if value is None:
         return None
     text = str(value)
-    if "\0" in text or not text.isprintable() and re.search(r"[\ud800-\udfff]", text):
+    if "\0" in text or (not text.isprintable() and re.search(r"[\ud800-\udfff]", text)):
         raise InvalidJob(f"{name} {text!r} holds a character that PostgreSQL's text cannot: remove it")
     return text
 
@@ -235,7 +230,7 @@ def _user(properties: Mapping[str, Any], headers: Mapping[str, Any], message: Ma
         return None
     position = _user_position(str(name))
     body = message["body"]
-    if position is None and "user_id" not in (body if isinstance(body, str) else bytes(body).decode("utf-8", "replace")):
+    if position is None and "user_id" not in (body if isinstance(body, str) else str(bytes(body), "utf-8", "replace")):
         return None
     args, kwargs = _arguments(body)
     if "user_id" in kwargs:

@@ -27,7 +27,7 @@ def to_row(priority: object, scale: str = "jobs") -> int:
     if priority is None:
         return DEFAULT
     try:
-        value = int(priority)  # type: ignore[call-overload]
+        value = int(str(priority))
     except (TypeError, ValueError) as error:
         raise InvalidJob(f"priority={priority!r} is not a number from 1 (first) to 10 (last)") from error
     if scale == "amqp":

@@ -152,9 +152,9 @@ def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _describe(exc: BaseException | Any) -> str:
+    text = str(safe_str(exc))
     if not isinstance(exc, BaseException):
-        return safe_str(exc)
-    text = safe_str(exc)
+        return text
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 

@@ -241,7 +241,8 @@ class ResultBackend(AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
 
     def get_many(self, task_ids: Sequence[str], timeout: float | None = None, interval: float = 0.5,
                  no_ack: bool = True, on_message: Any = None, on_interval: Any = None, max_iterations: int | None = None,
-                 READY_STATES: frozenset[str] = states.READY_STATES) -> Iterator[tuple[str, dict[str, Any]]]:
+                 READY_STATES: frozenset[str] = states.READY_STATES,  # noqa: N803  (Celery's name)
+                 ) -> Iterator[tuple[str, dict[str, Any]]]:
         """(task id, meta) of each task as it becomes ready."""
         waiting = {str(task_id) for task_id in task_ids}
         deadline = None if timeout is None else time.monotonic() + timeout

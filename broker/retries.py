@@ -69,9 +69,11 @@ def _try_again(task: Any, settings: Settings, error: Exception) -> Exception | N
     if status == "failed":  # max_attempts was lowered by hand meanwhile
         return None
     if status is None:
-        return Ignore()  # the lease is lost: whatever this run has to say, nobody asked for it
+        ignore: Exception = Ignore()
+        return ignore  # the lease is lost: whatever this run has to say, nobody asked for it
     job["republished"] = True
-    return Retry(exc=error, when=None if failure.delay is None else failure.delay.total_seconds())
+    later: Exception = Retry(exc=error, when=None if failure.delay is None else failure.delay.total_seconds())
+    return later
 
 
 def _delay(task: Any, attempts: int) -> timedelta | None:

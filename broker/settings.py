@@ -64,7 +64,8 @@ def from_url(url: str, options: dict[str, Any]) -> Settings:
     limit = _seconds(options, "heartbeat_timeout", 75.0)
     if limit < 2 * heartbeat:
         raise ConfigurationError(
-            f"broker_transport_options['heartbeat_timeout']={limit:g} must be at least twice heartbeat_interval ({heartbeat:g} s)")
+            f"broker_transport_options['heartbeat_timeout']={limit:g} must be at least twice heartbeat_interval "
+            f"({heartbeat:g} s)")
     return Settings(
         url=url, conninfo=libpq_dsn(url), pooled=bool(pooled),
         connect_timeout=max(2, round(_seconds(options, "connect_timeout", 5.0))),

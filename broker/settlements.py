@@ -8,7 +8,6 @@ an acknowledgement that arrives while its own connection is dead is flushed by t
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta

@@ -177,7 +177,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                     return
                 now = monotonic()
                 if deadline is not None and now >= deadline:
-                    raise socket.timeout
+                    raise TimeoutError
                 until = self.cycle_.next_deadline(now)
                 if deadline is not None:
                     until = min(until, deadline)

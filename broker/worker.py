@@ -142,7 +142,7 @@ def install() -> None:
     signals.worker_init.connect(_join, weak=False, dispatch_uid="celery_jobqueue.worker")
 
 
-def _join(sender: Any, **kwargs: Any) -> None:
+def _join(sender: Any, **_: Any) -> None:
     from celery.worker.consumer.gossip import Gossip
     from celery.worker.consumer.mingle import Mingle
 

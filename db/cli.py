@@ -68,7 +68,7 @@ def status(url: str | None) -> None:
         for line in lines:
             click.echo(f"schema     {line.line:<13}{_progress(line)}")
         if lines[0].applied:
-            counts = dict(conn.execute("select status, count(*) from public.job_queue group by status").fetchall())
+            counts: dict[str, int] = dict(conn.execute("select status, count(*) from public.job_queue group by status").fetchall())
             click.echo("jobs       " + ", ".join(
                 f"{counts.get(name, 0)} {name}" for name in ("pending", "processing", "completed", "failed")))
 
@@ -130,4 +130,5 @@ def bundle_command(write: bool) -> None:
         path = Path(__file__).with_name(name)
         if write:
             path.write_text(migrate.bundle(line), encoding="utf-8")
-        click.echo(f"{path.name}: {'written' if write else 'up to date' if path.read_text() == migrate.bundle(line) else 'outdated'}")
+        current = path.read_text(encoding="utf-8") == migrate.bundle(line)
+        click.echo(f"{path.name}: {'up to date' if current else 'outdated'}")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 
@@ -94,13 +94,13 @@ def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("qu
         if conn.info.server_version < OLDEST_SERVER * 10000:
             raise SchemaError(f"PostgreSQL {conn.info.server_version // 10000} is too old: this needs {OLDEST_SERVER} or newer")
         for statement in _prologue():
-            cursor.execute(cast(LiteralString, statement))
+            cursor.execute(cast("LiteralString", statement))
         for line in lines:
             done = _ledger(cursor, line)
             wanted = migrations(line)
             _compare(line, wanted, done)
             for migration in wanted[len(done):]:
-                cursor.execute(cast(LiteralString, migration.sql))
+                cursor.execute(cast("LiteralString", migration.sql))
                 cursor.execute("insert into jobqueue.migration (line, version, name, sha256) values (%s, %s, %s, %s)",
                                (line, migration.version, migration.name, migration.sha256))
                 applied.append(migration)
@@ -132,7 +132,7 @@ begin
         values ('{line}', {migration.version}, '{migration.name}', '{migration.sha256}');
     end if;
 end $bundle$;
-"""
+"""  # noqa: S608  (line and versions are ours)
         for migration in migrations(line)
     ]
     return "begin;\n".join(["".join(parts[:1]), "".join(parts[1:])]) + "\ncommit;\n"
@@ -169,7 +169,8 @@ def _ledger(cursor: psycopg.Cursor[Any], line: str) -> list[tuple[int, str, str]
 
 def _compare(line: str, wanted: Sequence[Migration], done: Sequence[tuple[int, str, str]]) -> None:
     if len(done) > len(wanted):
-        raise SchemaError(f"the database's {line} schema is version {len(done)}, newer than this code ({len(wanted)}): upgrade celery-jobqueue")
+        raise SchemaError(
+            f"the database's {line} schema is version {len(done)}, newer than this code ({len(wanted)}): upgrade celery-jobqueue")
     for migration, (version, name, sha256) in zip(wanted, done, strict=False):
         if (migration.version, migration.sha256) != (version, sha256):
             raise SchemaError(

@@ -23,7 +23,7 @@ def libpq_dsn(url: str) -> str:
 
     Several hosts and any libpq parameter are allowed. Raises ConfigurationError naming what is wrong.
     """
-    scheme, rest = _split(url)
+    _scheme, rest = _split(url)
     base, _, query = rest.partition("?")
     pairs = [(key, value) for key, value in parse_qsl(query, keep_blank_values=True) if key != "pooler"]
     # libpq reads %20, not the + that urlencode writes by default.

@@ -76,7 +76,8 @@ def _watch(service: object, ids: list[str], worker: subprocess.Popen[bytes]) -> 
         if worker.poll() is not None:
             raise SystemExit(f"the worker stopped with exit code {worker.returncode}: see .local/demo-worker.log")
         if time.monotonic() > deadline:
-            raise SystemExit(f"{len(ids) - len(told)} certificates are not finished after {_PATIENCE:g} s: see .local/demo-worker.log")
+            raise SystemExit(
+                f"{len(ids) - len(told)} certificates are not finished after {_PATIENCE:g} s: see .local/demo-worker.log")
         for task_id in ids:
             job = service.get_job(task_id) if task_id not in told else None
             if job is not None and job.ended:

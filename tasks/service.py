@@ -92,8 +92,8 @@ class JobQueueService:
     def get_user_jobs(self, user_id: str, limit: int = 50) -> list[JobView]:
         """The user's jobs, newest first."""
         with Session(engine()) as session:
-            jobs = session.scalars(select(Job).where(Job.user_id == user_id).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit))
-            return [_view(job) for job in jobs]
+            newest_first = select(Job).where(Job.user_id == user_id).order_by(Job.created_at.desc(), Job.id.desc())
+            return [_view(job) for job in session.scalars(newest_first.limit(limit))]
 
     def get_job(self, task_id: str) -> JobView | None:
         """The newest job with this task id; None when there is none."""

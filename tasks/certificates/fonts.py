@@ -51,7 +51,8 @@ class Face:
         self._hb_font = uharfbuzz.Font(self._hb_face)
         self._scale = 1000 / self._hb_face.upem
         self._known = frozenset(self._font.face.charToGlyph)
-        self._chars = {glyph: chars[0] for glyph, chars in self._font.face.glyphToChar.items() if chars}
+        characters: dict[int, list[int]] = vars(self._font.face)["glyphToChar"]
+        self._chars = {glyph: chars[0] for glyph, chars in characters.items() if chars}
 
     def has(self, char: str) -> bool:
         """Whether the font can draw this character."""
@@ -72,7 +73,7 @@ class Face:
 
     def _char(self, glyph: int) -> str:
         code = self._chars.get(glyph)
-        if code is None or code in (0x20, 0xA0) and glyph not in self._chars:
+        if code is None:
             code = _PRIVATE + glyph
             face = self._font.face
             if code not in face.charToGlyph:

@@ -73,7 +73,8 @@ def _balanced(words: list[str], lines: int, style: str) -> list[str]:
     """The words in about equally long lines."""
     lines = min(lines, len(words))
     widths = [line_of(word, style, 10).width for word in words]
-    target, parts, current, used = sum(widths) / lines, [], [words[0]], widths[0]
+    target, current, used = sum(widths) / lines, [words[0]], widths[0]
+    parts: list[str] = []
     for word, width, left in zip(words[1:], widths[1:], range(len(words) - 1, 0, -1), strict=True):
         must_break = left == lines - len(parts) - 1
         if len(parts) < lines - 1 and (must_break or used + width / 2 > target):
@@ -109,8 +110,9 @@ def _runs(text: str, style: str) -> list[Run]:
     # Visual order (rule L2): reverse every sequence at or above each level, from the highest down to 1.
     for threshold in range(max((level for level, _ in runs), default=0), 0, -1):
         reordered: list[tuple[int, Run]] = []
-        for above, sequence in groupby(runs, key=lambda entry: entry[0] >= threshold):
-            reordered += reversed(list(sequence)) if above else list(sequence)
+        for above, neighbours in groupby(runs, key=lambda entry: entry[0] >= threshold):
+            sequence = list(neighbours)
+            reordered += sequence[::-1] if above else sequence
         runs = reordered
     return [run for _, run in runs]
 

@@ -48,8 +48,8 @@ def render(design: Design, values: Mapping[str, str], *, pictures: Pictures = no
     values = {**values, **design.fields}
     output = BytesIO()
     # An embedded font as the first one, else the PDF refers to Helvetica, which is not embedded.
-    canvas = Canvas(output, pagesize=(width, height), invariant=1, pageCompression=1, initialFontName="NotoSans-Regular",
-                    lang=design.language)
+    options: dict[str, Any] = {"initialFontName": "NotoSans-Regular", "lang": design.language, "invariant": 1}
+    canvas = Canvas(output, pagesize=(width, height), pageCompression=1, **options)
     canvas.setTitle(fill(design.title, values) if "{" in design.title else design.title)
     canvas.setSubject(f"{values['event_name']} – {values['recipient_name']}")
     canvas.setAuthor(values["organiser"])
@@ -296,7 +296,8 @@ def _picture(content: bytes, key: str) -> ImageReader:
     try:
         with Pillow.open(BytesIO(content)) as opened:
             if opened.width * opened.height > _MAX_PIXELS:
-                raise DesignError(f"certificate design: image {key!r} has {opened.width} × {opened.height} pixels: at most 40 million")
+                raise DesignError(
+                    f"certificate design: image {key!r} has {opened.width} × {opened.height} pixels: at most 40 million")
             opened.load()
             return ImageReader(opened.copy())
     except DesignError:

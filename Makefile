@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all a newcomer needs; both make their own virtual environment first.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+TYPING := .local/typing/celery_jobqueue
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types tests bundle clean
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## the virtual environment with pinned dependencies
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with make PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
+		-e '.[embedded,certificates,flower,test]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## certificates out of a queue, from nothing, in one command
+	@$(BIN)/python -m tasks.demo
+
+test: lint types tests ## everything that CI runs
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+# The folders are broker and db, the packages celery_jobqueue.broker and celery_jobqueue.db: mypy reads them through links.
+types: $(STAMP)
+	@mkdir -p $(TYPING) && ln -sfn ../../../broker $(TYPING)/broker && ln -sfn ../../../db $(TYPING)/db
+	MYPYPATH=.local/typing:. $(BIN)/mypy -p celery_jobqueue.broker -p celery_jobqueue.db -p tasks
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST)
+
+bundle: $(STAMP) ## regenerate db/create_*.sql from the migrations
+	$(BIN)/python -m celery_jobqueue.db bundle --write
+
+clean: ## forget caches and builds; the environment and the embedded server stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .local/typing

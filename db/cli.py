@@ -68,7 +68,8 @@ def status(url: str | None) -> None:
         for line in lines:
             click.echo(f"schema     {line.line:<13}{_progress(line)}")
         if lines[0].applied:
-            counts: dict[str, int] = dict(conn.execute("select status, count(*) from public.job_queue group by status").fetchall())
+            counts: dict[str, int] = dict(conn.execute(
+                "select status, count(*) from public.job_queue group by status").fetchall())
             click.echo("jobs       " + ", ".join(
                 f"{counts.get(name, 0)} {name}" for name in ("pending", "processing", "completed", "failed")))
 

@@ -94,13 +94,13 @@ def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("qu
         if conn.info.server_version < OLDEST_SERVER * 10000:
             raise SchemaError(f"PostgreSQL {conn.info.server_version // 10000} is too old: this needs {OLDEST_SERVER} or newer")
         for statement in _prologue():
-            cursor.execute(cast("LiteralString", statement))
+            cursor.execute(statement)
         for line in lines:
             done = _ledger(cursor, line)
             wanted = migrations(line)
             _compare(line, wanted, done)
             for migration in wanted[len(done):]:
-                cursor.execute(cast("LiteralString", migration.sql))
+                cursor.execute(migration.sql)
                 cursor.execute("insert into jobqueue.migration (line, version, name, sha256) values (%s, %s, %s, %s)",
                                (line, migration.version, migration.name, migration.sha256))
                 applied.append(migration)

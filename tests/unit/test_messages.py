@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from celery_jobqueue.broker.messages import decode_job, encode_job, job_id, uuid7
+from celery_jobqueue.broker.priorities import to_row
+from celery_jobqueue.db.errors import InvalidJob
+
+
+def message(body: str = "[[], {}, {}]", headers: dict[str, Any] | None = None, **properties: Any) -> dict[str, Any]:
+    return {"body": body, "content-type": "application/json", "content-encoding": "utf-8",
+            "headers": {"task": "t.x", "id": "1", **(headers or {})}, "properties": {"delivery_info": {}, **properties}}
+
+
+def test_uuid7_is_ordered_and_unique() -> None:
+    ids = [uuid7() for _ in range(5000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    assert {value.version for value in ids} == {7}
+    assert abs((ids[0].int >> 80) / 1000 - datetime.now(UTC).timestamp()) < 60
+
+
+def test_a_repeated_publish_keeps_its_id() -> None:
+    first = message()
+    assert job_id(first, "q", only=True) == job_id(first, "q", only=True)
+    assert uuid.UUID(first["properties"]["message_id"])
+
+
+def test_every_queue_of_a_routed_message_gets_its_own_id() -> None:
+    routed = message()
+    ids = {job_id(routed, queue, only=False) for queue in ("a", "b")}
+    assert len(ids) == 2
+    assert ids == {job_id(routed, queue, only=False) for queue in ("a", "b")}
+
+
+@pytest.mark.parametrize(("priority", "expected"), [(None, 5), (0, 5), (1, 1), (10, 10), ("7", 7)])
+def test_priority_of_jobs(priority: object, expected: int) -> None:
+    assert to_row(priority) == expected
+
+
+@pytest.mark.parametrize("priority", [11, -1, "urgent", 1.5])
+def test_priority_out_of_range_names_the_range(priority: object) -> None:
+    with pytest.raises(InvalidJob, match=r"1 \(first\) to 10 \(last\)"):
+        to_row(priority)
+
+
+def test_foreign_scales() -> None:
+    assert [to_row(p, "amqp") for p in (9, 0, 255, None)] == [1, 10, 1, 5]
+    assert [to_row(p, "redis") for p in (0, 9, 3)] == [1, 10, 4]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "3", True, 2**31])
+def test_max_attempts_is_checked(value: object) -> None:
+    with pytest.raises(InvalidJob, match="max_attempts"):
+        encode_job(message(max_attempts=value), "q", "jobs")
+
+
+def test_user_id_option_wins_over_the_argument() -> None:
+    body = '[[], {"user_id": "from-argument"}, {}]'
+    assert encode_job(message(body), "q", "jobs")["user_id"] == "from-argument"
+    assert encode_job(message(body, user_id="from-option"), "q", "jobs")["user_id"] == "from-option"
+
+
+def test_only_a_distant_eta_waits_in_the_table() -> None:
+    def run_at(seconds: float) -> object:
+        eta = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        return encode_job(message(headers={"eta": eta}), "q", "jobs")["run_at"]
+
+    assert run_at(5) is None
+    assert run_at(60) is not None
+
+
+def test_a_bad_eta_is_named() -> None:
+    with pytest.raises(InvalidJob, match="eta='tomorrow'"):
+        encode_job(message(headers={"eta": "tomorrow"}), "q", "jobs")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_names_that_postgresql_cannot_hold(name: str) -> None:
+    with pytest.raises(InvalidJob, match="task name"):
+        encode_job(message(headers={"task": name}), "q", "jobs")
+
+
+@pytest.mark.parametrize("body", ["[[1], {}, {}]", "nul \0 inside", "half \ud800", "ä😀"])
+def test_a_body_comes_back_as_it_was(body: str) -> None:
+    row = encode_job(message(body), "q", "jobs")
+    binary = None
+    if row["payload_base64"] is not None:
+        import base64
+
+        binary = "\\x" + base64.b64decode(row["payload_base64"]).hex()
+    decoded = decode_job(("1", "2", "q", "5", "0", "3", "f", "t.x", "1", None, None, row["envelope"], row["payload"], binary, "x"))
+    got = decoded["body"]
+    assert (got if isinstance(got, str) else got.decode("utf-8", "surrogatepass")) == body
+
+
+def test_unknown_properties_are_left_out_and_odd_headers_refused() -> None:
+    class Odd:
+        pass
+
+    row = encode_job(message(marker=Odd()), "q", "jobs")
+    assert "marker" not in json.loads(row["envelope"])["properties"]
+    with pytest.raises(InvalidJob, match="headers"):
+        encode_job(message(headers={"odd": Odd()}), "q", "jobs")
+
+
+def test_a_row_enqueued_from_sql_is_a_celery_message() -> None:
+    row = ("1", "2", "q", "3", "1", "4", "t", "t.x", "task-1", "1893456000", "client", None, '[[1], {"a": 2}, {}]', None, "x")
+    decoded = decode_job(row)
+    assert decoded["headers"]["task"] == "t.x"
+    assert decoded["headers"]["id"] == "task-1"
+    assert decoded["headers"]["expires"].startswith("2030-01-01")
+    assert decoded["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q", "redelivered": True}
+    assert decoded["properties"]["job"] == {"id": "1", "lease": "2", "attempts": 1, "max_attempts": 4}

@@ -20,6 +20,7 @@ from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
 from celery_jobqueue.broker.session import Row
+from celery_jobqueue.db.url import masked
 
 __all__ = ["Gate", "JobQueueStep", "install"]
 
@@ -111,6 +112,15 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.on_lost = lambda rows: tell_celery(consumer.app, rows)
         self.gate.transport = transport
         self.gate.reset()
+
+    def info(self, consumer: Any) -> dict[str, Any]:
+        """For `inspect stats` and Flower. kombu's host name is our whole URL, so Celery's own entry would show the password."""
+        if consumer.connection is None:
+            return {}
+        broker = dict(consumer.connection.info())
+        del broker["password"]
+        broker.update(hostname=masked(broker["hostname"] or ""), alternates=[masked(url) for url in broker["alternates"]])
+        return {"broker": broker}
 
     def shutdown(self, consumer: Any) -> None:
         """The worker leaves for good: its registration goes with the connection."""

@@ -15,7 +15,7 @@ from kombu.utils.json import dumps
 from celery_jobqueue.broker.claims import Claims
 from celery_jobqueue.broker.context import lease_of, running_request
 from celery_jobqueue.broker.identity import identity
-from celery_jobqueue.broker.messages import decode_job, decode_transient, encode_job, job_id
+from celery_jobqueue.broker.messages import decode_job, decode_transient, encode_job, job_id, storable
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
@@ -51,17 +51,20 @@ class QoS(virtual.QoS):  # type: ignore[misc]
 
     def ack(self, delivery_tag: str) -> None:
         """The consumer is done with the message."""
-        message = self._delivered.get(delivery_tag)
-        self._quick_ack(delivery_tag)
+        message = self._taken(delivery_tag)
         if message is not None:
             self.channel.settle(message)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """The consumer refuses the message; requeue asks for another attempt."""
-        message = self._delivered.get(delivery_tag)
-        self._quick_ack(delivery_tag)
+        message = self._taken(delivery_tag)
         if message is not None:
             self.channel.refuse(message, requeue)
+
+    def _taken(self, delivery_tag: str) -> Delivered | None:
+        message: Delivered | None = self._delivered.get(delivery_tag) or self.channel.kept.pop(delivery_tag, None)
+        self._quick_ack(delivery_tag)
+        return message
 
 
 class Channel(virtual.Channel):  # type: ignore[misc]
@@ -77,6 +80,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._transport = connection
         #: Queues with a consumer on this channel, and whether it acknowledges nothing.
         self.consuming: dict[str, bool] = {}
+        #: Jobs of a worker that ran on while this channel's connection was lost; they are settled on the next one.
+        self.kept: dict[str, Delivered] = {}
 
     @property
     def _live(self) -> Any:
@@ -91,6 +96,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                          auto_delete: bool = False, arguments: dict[str, Any] | None = None, nowait: bool = False,
                          passive: bool = False) -> None:
         """Make the exchange known to every process."""
+        storable(exchange, "queue or exchange name")
         super().exchange_declare(exchange, type, durable, auto_delete, arguments, nowait, passive)
         if exchange and not passive:
             self._live.topology.declare_exchange(exchange, type or "direct")
@@ -101,6 +107,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._live.topology.delete_exchange(exchange)
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        storable(queue, "queue or exchange name")
         self._live.topology.declare_queue(
             queue, auto_delete=bool(kwargs.get("auto_delete")), exclusive=bool(kwargs.get("exclusive")),
             arguments=kwargs.get("arguments"))
@@ -158,7 +165,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """
         self._inplace_augment_message(message, exchange, routing_key)
         transport = self._live
-        exchange = exchange or ""
+        exchange = storable(exchange, "exchange") or ""
+        storable(routing_key, "queue" if not exchange else "routing key")
         kind = self.typeof(exchange).type if exchange else "direct"
         destinations = transport.topology.destinations(exchange, routing_key or "", kind)
         if not destinations and exchange and self.deadletter_queue:
@@ -292,9 +300,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self._send_back(message)
 
     def _restore(self, message: Delivered) -> None:
-        """The channel closes with this message unfinished: untouched, back to its old place."""
+        """The channel closes with this message unfinished: untouched, back to its old place; a job that runs runs on."""
         if message.lease is None:
             self._send_back(message)
+        elif self._transport.runs_on(message):
+            self.kept[message.delivery_tag] = message
         elif not message.early:
             self._transport.settlements.release(message.lease)
 

@@ -23,7 +23,8 @@ from celery_jobqueue.broker.priorities import to_row
 from celery_jobqueue.broker.session import Row
 from celery_jobqueue.db.errors import InvalidJob
 
-__all__ = ["ETA_IN_WORKER", "decode_job", "decode_lost", "decode_transient", "encode_job", "encode_transient", "job_id", "uuid7"]
+__all__ = ["ETA_IN_WORKER", "decode_job", "decode_lost", "decode_transient", "encode_job", "encode_transient", "job_id",
+           "storable", "uuid7"]
 
 #: A job due within this many seconds is delivered at once and waits in the worker's timer, where `inspect scheduled`
 #: looks for it; a later one waits in the table (Celery's own suite expects a 5 s ETA in the timer).
@@ -78,14 +79,14 @@ def encode_job(message: dict[str, Any], queue: str, scale: str) -> dict[str, Any
     if expires is None and (ttl := properties.get("expiration")) is not None:
         expires = now + timedelta(milliseconds=float(ttl))
     row: dict[str, Any] = {
-        "queue": _checked(queue, "queue"),
-        "task_name": _checked(headers.get("task"), "task name"),
-        "task_id": _checked(headers.get("id") or properties.get("correlation_id") or str(uuid7()), "task_id"),
+        "queue": storable(queue, "queue"),
+        "task_name": storable(headers.get("task"), "task name"),
+        "task_id": storable(headers.get("id") or properties.get("correlation_id") or str(uuid7()), "task_id"),
         "priority": to_row(properties.get("priority"), scale),
-        "user_id": _checked(_user(properties, headers, message), "user_id"),
+        "user_id": storable(_user(properties, headers, message), "user_id"),
         "run_at": eta.isoformat() if eta and (eta - now).total_seconds() > ETA_IN_WORKER else None,
         "expires_at": expires.isoformat() if expires else None,
-        "reply_to": None if headers.get("ignore_result") else _checked(properties.get("reply_to"), "reply_to"),
+        "reply_to": None if headers.get("ignore_result") else storable(properties.get("reply_to"), "reply_to"),
         "envelope": _envelope(message),
         "payload": payload,
         "payload_base64": binary,
@@ -200,7 +201,8 @@ def _body(body: str | bytes | memoryview) -> tuple[str | None, str | None]:
     return (None, b64encode(raw).decode()) if "\0" in text else (text, None)
 
 
-def _checked(value: object, name: str) -> str | None:
+def storable(value: object, name: str) -> str | None:
+    """The value as text. Raises InvalidJob, naming it, when PostgreSQL cannot hold it."""
     if value is None:
         return None
     text = str(value)

@@ -17,7 +17,7 @@ from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr, safe_str
 from kombu.utils.imports import symbol_by_name
 
-from celery_jobqueue.broker.settlements import Failure, Lease
+from celery_jobqueue.broker.settlements import Failure, Lease, describe
 
 __all__ = ["JobRequest", "as_job_request"]
 
@@ -62,7 +62,7 @@ class JobRequest(Request):  # type: ignore[misc]
         elif not isinstance(exc, (Retry, Terminated)):
             lost = isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
             again = lost and self.task.acks_late and self.task.reject_on_worker_lost
-            self._message.failure = Failure(_describe(exc), safe_str(exc_info.traceback), retry=again, delay=_AT_ONCE)
+            self._message.failure = Failure(describe(exc), safe_str(exc_info.traceback), retry=again, delay=_AT_ONCE)
             if again and self._used_up and not (self._already_cancelled or self._already_revoked):
                 return self._lost_for_good(exc)
         try:
@@ -73,8 +73,8 @@ class JobRequest(Request):  # type: ignore[misc]
 
     def _lost_for_good(self, exc: BaseException) -> None:
         # reject(requeue=True) has no limit in Celery; ours is max_attempts, and then Celery must see a failure.
-        self._message.failure = Failure(_describe(exc), retry=False)
-        lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(_describe(exc))
+        self._message.failure = Failure(describe(exc), retry=False)
+        lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(describe(exc))
         self.task.backend.mark_as_failure(self.id, lost, request=self._context, store_result=self.store_errors)
         self.send_event("task-failed", exception=safe_repr(lost), traceback="")
         self.acknowledge()
@@ -89,8 +89,8 @@ class JobRequest(Request):  # type: ignore[misc]
         """The task published itself anew."""
         if self.lease is not None:
             cause = exc_info.exception.exc
-            self._message.failure = Failure(
-                _describe(cause) if cause else "", safe_str(exc_info.traceback), republished=True)
+            start = self._message.properties["job"].get("start", 0)
+            self._message.failure = Failure(describe(cause) if cause else "", republished=start)
         super().on_retry(exc_info)
         self.end()
 
@@ -104,6 +104,13 @@ class JobRequest(Request):  # type: ignore[misc]
         super().on_timeout(soft, timeout)
         if not soft:
             self.end()
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        """Celery stops the running task (cold shutdown, lost connection): its job may run elsewhere, at no cost."""
+        super()._announce_cancelled(emit_retry)
+        if self.lease is not None and not self._message.early:
+            self._message.channel._transport.settlements.release(self.lease)
+        self._gate_done()
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         if self.lease is not None:
@@ -149,13 +156,6 @@ def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return told
-
-
-def _describe(exc: BaseException | Any) -> str:
-    text = str(safe_str(exc))
-    if not isinstance(exc, BaseException):
-        return text
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 @lru_cache(maxsize=256)

@@ -27,11 +27,14 @@ from celery_jobqueue.broker.cycle import channel_of
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.sessions import session_for
 from celery_jobqueue.broker.settings import from_url
+from celery_jobqueue.broker.settlements import describe
 from celery_jobqueue.broker.sql import Statement, statement
 from celery_jobqueue.db.url import masked
 
 __all__ = ["ResultBackend"]
 
+#: The work is done: a restart or failover of the server must not lose its result. Seconds.
+_STORE_PATIENCE = 120.0
 
 
 class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
@@ -170,17 +173,24 @@ class ResultBackend(AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
         """Storing is idempotent, so a lost connection may be tried again."""
         return isinstance(exc, self.retryable)
 
-    def _run(self, name: str, params: Sequence[str | bytes | None]) -> list[Row]:
+    def _run(self, name: str, params: Sequence[str | bytes | None], patience: float = 0.0) -> list[Row]:
+        """Every statement here may be repeated, so a connection that died while it lay idle is no error.
+
+        patience: seconds to go on trying when there is no server.
+        """
         call = (statement(name), params)
         session = self._session
-        fresh = not session.connected
-        try:
-            return session.run(call)[0]
-        except self.retryable:
-            if fresh:
-                raise
-            # The connection may have died while it lay idle; every statement here may be repeated.
-            return session.run(call)[0]
+        fresh, deadline, pause = not session.connected, time.monotonic() + patience, 0.1
+        while True:
+            try:
+                return session.run(call)[0]
+            except self.retryable:
+                if fresh:
+                    if time.monotonic() + pause > deadline:
+                        raise
+                    time.sleep(pause)
+                    pause = min(2 * pause, 5.0)
+                fresh = True
 
     # -- storing ------------------------------------------------------------------------------------------------------
 
@@ -199,7 +209,7 @@ class ResultBackend(AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
         if lease is not None:
             keep = request.properties["job"].get("keep")
             rows = self._run("store_result", (lease.id, lease.token, state, text, binary, encoded_meta, traceback,
-                                              error, "f" if keep else "t"))
+                                              error, "f" if keep else "t"), patience=_STORE_PATIENCE)
             # A lost lease means that somebody else has the job now; what this run found out is no longer asked for.
             return result if rows[0][0] == "t" else None
         self._run("store_loose_result", (task_id, state, text, binary, encoded_meta, traceback))
@@ -299,4 +309,4 @@ def _error_text(result: Any) -> str | None:
         message = result.get("exc_message")
         text = ", ".join(map(safe_str, message)) if isinstance(message, (list, tuple)) else safe_str(message)
         return f"{result['exc_type']}: {text}".replace("\0", "\\0") if text else safe_str(result["exc_type"])
-    return None if result is None else f"{type(result).__name__}: {safe_str(result)}".replace("\0", "\\0")
+    return None if result is None else describe(result).replace("\0", "\\0")

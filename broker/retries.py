@@ -17,7 +17,7 @@ from celery.utils.time import get_exponential_backoff_interval
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.sessions import session_for
 from celery_jobqueue.broker.settings import Settings
-from celery_jobqueue.broker.settlements import Failure, Settlements
+from celery_jobqueue.broker.settlements import Failure, Settlements, describe
 from celery_jobqueue.db.errors import FinalError
 
 __all__ = ["retry_automatically"]
@@ -60,7 +60,7 @@ def _try_again(task: Any, settings: Settings, error: Exception) -> Exception | N
     job = request.properties["job"]
     if job["attempts"] >= job["max_attempts"]:
         return None
-    failure = Failure(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)), retry=True,
+    failure = Failure(describe(error), "".join(traceback.format_exception(error)), retry=True,
                       delay=_delay(task, job["attempts"]))
     buffer = Settlements()
     buffer.fail(lease, failure)

@@ -147,7 +147,7 @@ class Session:
 
     def _send_one(self, pgconn: pq.abc.PGconn, batch: _Batch, statement: Statement,
                   params: Sequence[str | bytes | None]) -> None:
-        values = [p.encode() if isinstance(p, str) else p for p in params]
+        values = [_encoded(p) if isinstance(p, str) else p for p in params]
         formats = [pq.Format.BINARY if isinstance(p, bytes) else pq.Format.TEXT for p in params]
         if self._prepare and statement.name:
             name = statement.name.encode()
@@ -235,6 +235,15 @@ class Session:
             self._drop()
             raise psycopg.OperationalError(message or "the connection to PostgreSQL was lost")
         return None
+
+
+def _encoded(text: str) -> bytes:
+    if "\0" in text:  # libpq would take the text as ended here
+        raise psycopg.DataError(f"{text[:100]!r} holds a NUL character, which PostgreSQL's text cannot")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise psycopg.DataError(f"{text[:100]!r} holds half a character, which PostgreSQL's text cannot") from error
 
 
 def _rows(result: pq.abc.PGresult) -> list[Row]:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from kombu.utils.encoding import safe_repr, safe_str
+
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Failure", "Flight", "Lease", "Settlements", "settlements_for"]
+__all__ = ["Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,12 @@ class Failure:
     traceback: str | None = None
     retry: bool = False
     delay: timedelta | None = None
-    #: Task.retry has published the job anew already; only its error is still to be noted.
-    republished: bool = False
+    #: Task.retry has published the job anew already; only the error of this start (a number) is still to be noted.
+    republished: int | None = None
 
 
-#: Told (attempts, max_attempts) once the start is in the database; (0, 0) when the lease was lost.
-Started = Callable[[int, int], None]
+#: Told (attempts, max_attempts, total_starts) once the start is in the database; zeros when the lease was lost.
+Started = Callable[[int, int, int], None]
 
 
 @dataclass(slots=True)
@@ -120,8 +122,9 @@ class Settlements:
         if flight.completed:
             calls.append((statement("complete"), _leases(flight.completed)))
         for lease, failure in flight.failed:
-            if failure.republished:
-                calls.append((statement("note_retry"), (lease.id, lease.token, _text(failure.error), _text(failure.traceback))))
+            if failure.republished is not None:
+                calls.append((statement("note_retry"), (lease.id, lease.token, str(failure.republished), self.worker,
+                                                        _text(failure.error) or None)))
             else:
                 delay = None if failure.delay is None else f"{failure.delay.total_seconds()} seconds"
                 calls.append((statement("fail"), (lease.id, lease.token, _text(failure.error), _text(failure.traceback),
@@ -138,9 +141,10 @@ class Settlements:
         """The batch is committed; `answers` are those of its calls. Tells every start how it went."""
         if not flight.starts:
             return
-        granted = {f"{row[0]}:{row[1]}": (int(row[2] or 0), int(row[3] or 0)) for row in answers[-1]}
+        granted = {f"{row[0]}:{row[1]}": (int(row[2] or 0), int(row[3] or 0), int(row[4] or 0))
+                   for row in answers[-1]}
         for lease, _, started in flight.starts:
-            started(*granted.get(lease.tag, (0, 0)))
+            started(*granted.get(lease.tag, (0, 0, 0)))
 
 
 def _leases(leases: list[Lease]) -> tuple[str, str]:
@@ -153,6 +157,17 @@ def _leases(leases: list[Lease]) -> tuple[str, str]:
 def _text(value: str | None) -> str | None:
     # PostgreSQL's text cannot hold NUL, nor half a surrogate pair.
     return None if value is None else value.replace("\0", "\\0").encode("utf-8", "replace").decode()
+
+
+def describe(error: object) -> str:
+    """What error_message says of an exception: its type and its text. An exception that cannot be printed has its type only."""
+    if not isinstance(error, BaseException):
+        return str(safe_str(error) if isinstance(error, str) else safe_repr(error))
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 _by_database: dict[str, Settlements] = {}

@@ -13,7 +13,7 @@ from amqp import RecoverableConnectionError
 from kombu.transport import virtual
 
 from celery_jobqueue.broker import settings
-from celery_jobqueue.broker.channel import Channel
+from celery_jobqueue.broker.channel import Channel, Delivered
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.session import Call, Row, Session
@@ -119,6 +119,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         for queue in {queue for queue, _ in self.cycle_.ready}:
             self.cycle_.unsubscribe(queue)
 
+    def runs_on(self, message: Delivered) -> bool:
+        """Whether this message's job runs in a worker that has lost its connection and will be back."""
+        return bool(message.properties["job"].get("start")) and not (self.cycle_.starts_on_delivery or self.leaving)
+
     def verify_connection(self, connection: Any) -> bool:
         """A look at local flags; kombu asks on every access to a channel."""
         return not self._closed and self.session.connected
@@ -200,12 +204,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         lost: list[str] = []
         for message in messages:
             job = message["properties"].get("job")
-            if job is None or job.get("started"):
+            if job is None or job.get("start"):
                 continue
             lease = settings.lease(job)
 
-            def started(attempts: int, max_attempts: int, job: dict[str, Any] = job) -> None:
-                job.update(attempts=attempts, max_attempts=max_attempts, started=True)
+            def started(attempts: int, max_attempts: int, start: int, job: dict[str, Any] = job) -> None:
+                job.update(attempts=attempts, max_attempts=max_attempts, start=start)
                 if not attempts:
                     lost.append(job["id"])
 
@@ -278,7 +282,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._loop.add_reader(fd, self._on_readable)
             self._reading = fd
         self.cycle_.pump()
-        self._arm()
+        if self._arm():
+            # The hub chose how long to sleep before it ticked, and does not know of the new timer yet.
+            self._loop.call_soon(_nothing)
 
     def _on_readable(self) -> None:
         if self._loop is None or self._closed:
@@ -287,19 +293,21 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         while self._deliver_next():
             pass
         self.cycle_.pump()
+        self._arm()
 
-    def _arm(self) -> None:
-        """Let the hub wake up when the next thing is due."""
+    def _arm(self) -> bool:
+        """Let the hub wake up when the next thing is due. True when that is another moment than before."""
         if self.session.busy:
-            return
+            return False
         now = monotonic()
         at = self.cycle_.next_deadline(now)
         if self._timer is not None:
             if not self._timer.canceled and now < self._timer_at <= at:
-                return
+                return False
             self._timer.cancel()
         self._timer_at = at
         self._timer = self._loop.call_later(max(0.0, at - now), _nothing)
+        return True
 
     _timer_at = 0.0
 

@@ -31,8 +31,9 @@ class Gate:
     """Lets a request into the pool once its start is in the database.
 
     The start must be there before the task's first instruction, or a job that kills its worker would never be counted;
-    Celery's own `on_accepted` comes when the task already runs. One job per process is started ahead, so that the round
-    trip is hidden behind the running one.
+    Celery's own `on_accepted` comes when the task already runs. With late acknowledgement one job per process is started
+    ahead, so that the round trip is hidden behind the running one; a job acknowledged early would be lost by that if the
+    worker died before it ran.
     """
 
     def __init__(self, consumer: Any, enter_pool: Any) -> None:
@@ -42,12 +43,11 @@ class Gate:
         self._inside: set[Any] = set()
         self.transport: Any = None
 
-    @property
-    def _room(self) -> int:
+    def _room(self, request: Any) -> int:
         processes = self._consumer.pool.num_processes or 1
         # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task.
-        ahead = processes if self._consumer.pool.__class__.__module__ != "celery.concurrency.solo" else 0
-        return int(processes + ahead)
+        solo = self._consumer.pool.__class__.__module__ == "celery.concurrency.solo"
+        return int(processes if solo or not request.task.acks_late else 2 * processes)
 
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
@@ -66,27 +66,29 @@ class Gate:
     def reset(self) -> None:
         """The connection was replaced: Celery has forgotten every request that does not run yet."""
         self._waiting.clear()
-        self._inside = {request for request in self._inside if request in worker_state.active_requests}
-        if self.transport is not None:
-            self.transport.settlements.forget_starts()
+        running = {request for request in self._inside if request in worker_state.active_requests}
+        self.transport.settlements.forget_starts()
+        for request in self._inside - running:
+            self.transport.settlements.release(request.message.lease)
+        self._inside = running
 
     def _advance(self) -> None:
-        while self._waiting and len(self._inside) < self._room:
+        while self._waiting and len(self._inside) < self._room(self._waiting[0]):
             request = self._waiting.popleft()
             self._inside.add(request)
             self.transport.settlements.start(
                 request.message.lease, not request.task.acks_late,
-                lambda attempts, max_attempts, request=request: self._started(request, attempts, max_attempts))
+                lambda *counts, request=request: self._started(request, *counts))
             self.transport.settle_soon()
 
-    def _started(self, request: Any, attempts: int, max_attempts: int) -> None:
+    def _started(self, request: Any, attempts: int, max_attempts: int, start: int) -> None:
         if not attempts:
             # Reset by hand, deleted, or given to somebody else meanwhile: not ours any more.
             logger.warning("job %s was taken from this worker before it started", request.message.lease.id,
                            extra={"job_id": request.message.lease.id, "task_id": request.id})
             request.drop()
             return
-        request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, started=True)
+        request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
         self._enter_pool(request)
 
 

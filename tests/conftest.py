@@ -74,7 +74,8 @@ def make_client(database_url: str) -> Iterator[Callable[..., Celery]]:
 
     yield make
     for application in made:
-        application.backend.result_consumer.stop()
+        if consumer := getattr(application.backend, "result_consumer", None):
+            consumer.stop()
         application.close()
 
 

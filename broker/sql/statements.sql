@@ -25,7 +25,7 @@ select id, lease, queue, priority, attempts, max_attempts, redelivered, task_nam
 select jobqueue.next_due($1::text[]);
 
 -- name: start
-select id, lease, attempts, max_attempts from jobqueue.start($1::text, $2::uuid[], $3::uuid[], $4::boolean[]);
+select id, lease, attempts, max_attempts, total_starts from jobqueue.start($1::text, $2::uuid[], $3::uuid[], $4::boolean[]);
 
 -- name: complete
 select jobqueue.complete($1::uuid[], $2::uuid[]);
@@ -34,7 +34,7 @@ select jobqueue.complete($1::uuid[], $2::uuid[]);
 select jobqueue.fail($1::uuid, $2::uuid, $3::text, $4::text, $5::boolean, $6::interval);
 
 -- name: note_retry
-select jobqueue.note_retry($1::uuid, $2::uuid, $3::text, $4::text);
+select jobqueue.note_retry($1::uuid, $2::uuid, $3::integer, $4::text, $5::text);
 
 -- name: release
 select jobqueue.release($1::uuid[], $2::uuid[]);

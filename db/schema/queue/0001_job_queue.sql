@@ -153,23 +153,44 @@ create unlogged table jobqueue.waiter (
 
 ----------------------------------------------------------------------------------------------------------------------
 -- Small helpers
+-- search_path names pg_temp last: unnamed it is searched first, for types too, and `create domain pg_temp.text … check (f())`
+-- would run anybody's f as the owner of a `security definer` function.
 
 create function jobqueue.channel(p_name text) returns text
-language sql immutable strict parallel safe set search_path = ''
+language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp
 as $$ select 'jq_' || md5(p_name) $$;
 comment on function jobqueue.channel is 'NOTIFY channel of a queue or reply address: names may be longer than the 63 bytes of an identifier';
 
 create function jobqueue.lock_key(p_worker uuid) returns bigint
-language sql immutable strict parallel safe set search_path = ''
+language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp
 as $$ select ('x' || left(replace(p_worker::text, '-', ''), 16))::bit(64)::bigint $$;
 
+create function jobqueue.new_id() returns uuid
+language sql volatile set search_path = pg_catalog, pg_temp
+as $$
+    select (lpad(to_hex(t.micros / 1000), 12, '0') || '7' || lpad(to_hex(t.micros % 1000 * 4096 / 1000), 3, '0')
+            || right(replace(gen_random_uuid()::text, '-', ''), 16))::uuid
+      from (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as micros) t
+$$;
+comment on function jobqueue.new_id is 'A time-ordered UUID (version 7), as the Python publisher draws it: jobs of one transaction, equal in run_at, stay in order';
+
+create function jobqueue.as_json(p_text text) returns jsonb
+language plpgsql stable strict set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return p_text::jsonb;
+exception
+    when data_exception or program_limit_exceeded then return null;
+end $$;
+comment on function jobqueue.as_json is 'Null for what is no JSON, or holds what jsonb cannot (\u0000): one odd message must not stop a queue';
+
 create function jobqueue.backoff(p_attempts integer) returns interval
-language sql volatile strict set search_path = ''
+language sql volatile strict set search_path = pg_catalog, pg_temp
 as $$ select make_interval(secs => least(3600, 2 ^ least(p_attempts, 12)) * (0.8 + 0.4 * random())) $$;
 comment on function jobqueue.backoff is 'Wait before the next attempt: 2, 4, 8 … seconds, at most an hour, ±20 % so that jobs which failed together do not return together';
 
 create function jobqueue.current_user_id() returns text
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(
         nullif(current_setting('request.jwt.claim.sub', true), ''),
@@ -179,10 +200,10 @@ $$;
 comment on function jobqueue.current_user_id is 'The end user of this request: as Supabase''s auth.uid() reads it, else the setting jobqueue.user_id';
 
 create function jobqueue.with_error(p_errors jsonb, p_start integer, p_worker text, p_error text) returns jsonb
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when p_error is null or (p_errors -> -1 ->> 'start')::integer = p_start then p_errors
+        when p_error is null or p_errors @> jsonb_build_array(jsonb_build_object('start', p_start)) then p_errors
         else (case when jsonb_array_length(p_errors) >= 100 then p_errors - 0 else coalesce(p_errors, '[]') end)
              || jsonb_build_object('start', p_start, 'at', clock_timestamp(), 'worker', p_worker,
                                               'error', left(p_error, 2000))
@@ -190,7 +211,7 @@ as $$
 $$;
 
 create function jobqueue.wake(p_queues text[], p_always boolean default false) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- NOTIFY takes a lock of the whole cluster until commit (-60 % inserts at 16 committers), so: only when a worker sleeps.
@@ -202,7 +223,7 @@ end $$;
 comment on function jobqueue.wake is 'Wake the idle workers of these queues when the transaction commits';
 
 create function jobqueue.tell_waiter(p_reply_to text, p_task_id text) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     if p_reply_to is not null and exists (select from jobqueue.waiter w where w.reply_to = p_reply_to) then
@@ -214,7 +235,7 @@ end $$;
 -- Publishing
 
 create function jobqueue.route(p_exchange text, p_routing_key text) returns setof text
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
     return query
@@ -230,7 +251,7 @@ begin
 end $$;
 
 create function jobqueue.publish(p_jobs json, p_capped json default null, p_wake boolean default false) returns integer
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     n_new integer;
@@ -271,7 +292,7 @@ comment on function jobqueue.publish is 'Insert jobs (a JSON array of rows); p_c
 
 create function jobqueue.send(p_queues text[], p_priority smallint, p_ttl interval, p_envelope text,
                               p_payload text, p_payload_binary bytea) returns void
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     insert into jobqueue.message (queue, priority, expires_at, envelope, payload, payload_binary)
@@ -283,7 +304,7 @@ end $$;
 comment on function jobqueue.send is 'Put a transient message into transient queues; queues that are gone get nothing';
 
 create function jobqueue.destinations(p_exchange text, p_routing_key text) returns table (queue text, transient boolean)
-language plpgsql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     if p_exchange = '' then
@@ -308,15 +329,18 @@ create function public.enqueue_job(
     expires_at   timestamptz default null,
     task_id      text        default null
 ) returns uuid
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-    v_id uuid := gen_random_uuid();
+    v_id uuid := jobqueue.new_id();
     v_row json;
 begin
     if coalesce(enqueue_job.task_name, '') = '' then
         raise exception 'task_name is empty: give the name of a Celery task, such as ''tasks.generate_certificate''' using errcode = '22023';
+    end if;
+    if coalesce(enqueue_job.queue, '') = '' then
+        raise exception 'queue is empty: give the name of a queue, such as ''celery''' using errcode = '22023';
     end if;
     if enqueue_job.priority is null or enqueue_job.priority not between 1 and 10 then
         raise exception 'priority % is out of range: 1 (first) to 10 (last)', enqueue_job.priority using errcode = '22023';
@@ -357,7 +381,7 @@ returns table (id uuid, lease uuid, queue text, priority smallint, run_at timest
                max_attempts integer, redelivered boolean, task_name text, task_id text, expires_at timestamptz,
                reply_to text, envelope text, payload text, payload_binary bytea)
 language plpgsql
-set search_path = '' set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -397,7 +421,7 @@ end $$;
 
 create function jobqueue.next_due(p_queues text[]) returns double precision
 language plpgsql stable
-set search_path = '' set enable_seqscan = off set enable_bitmapscan = off
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
 as $$
 begin
     return (select min(extract(epoch from due.run_at - clock_timestamp()))
@@ -412,9 +436,9 @@ end $$;
 comment on function jobqueue.next_due is 'Seconds until the next delayed job of these queues; null when there is none';
 
 create function jobqueue.start(p_worker text, p_ids uuid[], p_leases uuid[], p_once boolean[])
-returns table (id uuid, lease uuid, attempts integer, max_attempts integer)
+returns table (id uuid, lease uuid, attempts integer, max_attempts integer, total_starts integer)
 language plpgsql
-set search_path = '' set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
@@ -426,10 +450,10 @@ begin
                total_starts = j.total_starts + 1, worker = p_worker, at_most_once = s.once
           from unnest(p_ids, p_leases, p_once) as s(id, lease, once)
          where j.id = s.id and j.lease = s.lease and j.status = 'pending' and j.owner is not null
-        returning j.id, j.lease, j.attempts, j.max_attempts)
+        returning j.id, j.lease, j.attempts, j.max_attempts, j.total_starts)
     select * from started
      union all
-    select j.id, j.lease, j.attempts, j.max_attempts
+    select j.id, j.lease, j.attempts, j.max_attempts, j.total_starts
       from unnest(p_ids, p_leases) as s(id, lease)
       join public.job_queue j on j.id = s.id
      where j.lease = s.lease and j.status = 'processing' and j.owner is not null;
@@ -437,7 +461,7 @@ end $$;
 
 create function jobqueue.complete(p_ids uuid[], p_leases uuid[]) returns setof uuid
 language plpgsql
-set search_path = '' set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
@@ -451,7 +475,7 @@ end $$;
 
 create function jobqueue.fail(p_id uuid, p_lease uuid, p_error text, p_traceback text default null,
                               p_retry boolean default false, p_delay interval default null) returns text
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_status text;
@@ -480,27 +504,29 @@ begin
 end $$;
 comment on function jobqueue.fail is 'A failed attempt: back to pending with backoff while p_retry and attempts are left, else failed. Returns the new status, null if the lease is lost.';
 
-create function jobqueue.note_retry(p_id uuid, p_lease uuid, p_error text, p_traceback text) returns text
+create function jobqueue.note_retry(p_id uuid, p_lease uuid, p_start integer, p_worker text, p_error text) returns text
 language plpgsql set search_path = ''
 as $$
 declare
     v_status text;
 begin
-    -- Task.retry() re-armed the row when it published; a bare `raise Retry` published nothing and ends the job.
+    -- Task.retry() re-armed the row when it published; a bare `raise Retry` published nothing and ends the job. By now the
+    -- row may be in other hands: then only the history is written, as an attempt that is over does not change any more.
     update public.job_queue j
-       set status        = case when j.owner is null then j.status else 'completed' end,
-           finished_at   = case when j.owner is null then j.finished_at else clock_timestamp() end,
-           owner         = null,
-           error_message = coalesce(p_error, j.error_message),
-           errors        = jobqueue.with_error(j.errors, j.total_starts, j.worker, p_error)
-     where j.id = p_id and j.lease = p_lease and (j.owner is not null or j.status = 'pending')
+       set status        = case when j.lease = p_lease and j.owner is not null then 'completed' else j.status end,
+           finished_at   = case when j.lease = p_lease and j.owner is not null then clock_timestamp() else j.finished_at end,
+           owner         = case when j.lease = p_lease then null else j.owner end,
+           error_message = case when coalesce((j.errors -> -1 ->> 'start')::integer, 0) <= p_start
+                                then coalesce(p_error, j.error_message) else j.error_message end,
+           errors        = jobqueue.with_error(j.errors, p_start, p_worker, p_error)
+     where j.id = p_id and (j.lease = p_lease or p_error is not null)
     returning j.status into v_status;
     return v_status;
 end $$;
 
 create function jobqueue.release(p_ids uuid[], p_leases uuid[]) returns setof uuid
 language plpgsql
-set search_path = '' set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -522,7 +548,7 @@ end $$;
 comment on function jobqueue.release is 'Give claimed jobs back untouched: old place in the queue, no attempt used';
 
 create function jobqueue.rearm(p_id uuid, p_lease uuid, p_job json) returns boolean
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_queue text;
@@ -545,7 +571,7 @@ comment on function jobqueue.rearm is 'Task.retry and Task.replace: the running 
 
 create function jobqueue.store_result(p_id uuid, p_lease uuid, p_state text, p_result text, p_result_binary bytea,
                                       p_meta text, p_traceback text, p_error text, p_ends boolean default true) returns boolean
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_task text;
@@ -569,7 +595,8 @@ begin
            owner        = case when v_ends then null else j.owner end
      where j.id = p_id and j.lease = p_lease
        and (j.owner is not null
-            or (j.status in ('completed', 'failed') and j.state is distinct from 'SUCCESS' and v_ends)
+            or (j.status = case when p_state in ('SUCCESS', 'IGNORED') then 'completed' else 'failed' end
+                and j.state is distinct from 'SUCCESS' and v_ends)
             or (j.status = 'pending' and p_state = 'RETRY'))
     returning j.task_id, j.reply_to into v_task, v_reply_to;
     perform jobqueue.tell_waiter(v_reply_to, v_task);
@@ -582,7 +609,7 @@ comment on function jobqueue.store_result is 'Celery state and result on the job
 
 create function jobqueue.heartbeat(p_id uuid, p_name text, p_pid integer, p_host text, p_queues text[], p_idle boolean,
                                    p_holds_lock boolean, p_limit interval) returns boolean
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_new boolean;
@@ -598,12 +625,12 @@ end $$;
 comment on function jobqueue.heartbeat is 'Register or refresh a worker process. True when it was not registered: new, or given up for dead meanwhile.';
 
 create function jobqueue.goodbye(p_id uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin delete from jobqueue.worker w where w.id = p_id; end $$;
 
 create function jobqueue.rescue(p_self uuid, p_grace interval default interval '3 seconds')
 returns table (id uuid, lease uuid, task_id text, task_name text, error text, envelope text, payload text, payload_binary bytea)
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -648,7 +675,8 @@ begin
                error_message = case when lost.status = 'processing' then lost.error else j.error_message end,
                errors        = case when lost.status = 'processing'
                                     then jobqueue.with_error(j.errors, j.total_starts, j.worker, lost.error) else j.errors end,
-               owner = null, leased_until = null
+               -- A new lease: whoever comes back from the dead with the old one changes nothing.
+               owner = null, leased_until = null, lease = gen_random_uuid()
           from lost
          where j.id = lost.id
         returning j.id, j.lease, j.task_id, j.task_name, lost.error, j.envelope, j.payload, j.payload_binary, lost.ends,
@@ -662,7 +690,7 @@ comment on function jobqueue.rescue is 'Take back the jobs of dead workers and e
 
 create function jobqueue.fetch(p_queues text[], p_limit integer)
 returns table (id bigint, queue text, envelope text, payload text, payload_binary bytea)
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -682,7 +710,7 @@ end $$;
 comment on function jobqueue.fetch is 'Take transient messages out of these queues';
 
 create function jobqueue.touch(p_queues text[]) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     update jobqueue.queue q set used_at = now()
@@ -691,7 +719,7 @@ end $$;
 comment on function jobqueue.touch is 'Queues with a consumer are not idle: keep x-expires away from them';
 
 create function jobqueue.reap() returns integer
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     n integer;
@@ -710,20 +738,51 @@ comment on function jobqueue.reap is 'Delete transient queues nobody has used fo
 ----------------------------------------------------------------------------------------------------------------------
 -- For people and for workers in other languages
 
+create function jobqueue.check_lease(p_lease interval) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_lease is null or p_lease <= interval '0' then
+        raise exception 'lease % is out of range: longer than 0, such as interval ''5 minutes''', p_lease using errcode = '22023';
+    end if;
+end $$;
+
+create function jobqueue.exception(p_module text, p_type text, p_message text) returns text
+language sql immutable set search_path = pg_catalog, pg_temp
+as $$ select json_build_object('exc_type', p_type, 'exc_message', json_build_array(p_message), 'exc_module', p_module)::text $$;
+comment on function jobqueue.exception is 'An exception as Celery writes it into a JSON result';
+
 create function public.get_next_job(queue text default 'celery', n integer default 1, lease interval default interval '5 minutes')
 returns table (id uuid, lease_token uuid, task_name text, args jsonb, kwargs jsonb, priority smallint, attempts integer,
                max_attempts integer, user_id text)
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
     v_owner constant uuid := '00000000-0000-0000-0000-000000000000';
     v_ids uuid[];
+    v_expired uuid[];
 begin
-    select array_agg(c.id) into v_ids
-      from jobqueue.claim(v_owner, get_next_job.n,
-            array_fill(get_next_job.queue, array[10]), array[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]::smallint[],
-            array_fill('-infinity'::timestamptz, array[10]), array_fill(v_owner, array[10])) c;
+    if coalesce(get_next_job.queue, '') = '' then
+        raise exception 'queue is empty: give the name of a queue, such as ''celery''' using errcode = '22023';
+    end if;
+    if get_next_job.n is null or get_next_job.n < 1 then
+        raise exception 'n % is out of range: at least 1 job', get_next_job.n using errcode = '22023';
+    end if;
+    perform jobqueue.check_lease(get_next_job.lease);
+    loop
+        select array_agg(c.id) filter (where c.expires_at is null or c.expires_at > now()),
+               array_agg(c.id) filter (where c.expires_at <= now())
+          into v_ids, v_expired
+          from jobqueue.claim(v_owner, get_next_job.n,
+                array_fill(get_next_job.queue, array[10]), array[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]::smallint[],
+                array_fill('-infinity'::timestamptz, array[10]), array_fill(v_owner, array[10])) c;
+        -- What is past its expires_at never runs; Celery calls that revoked.
+        perform jobqueue.store_result(j.id, j.lease, 'REVOKED', jobqueue.exception('celery.exceptions', 'TaskRevokedError', 'expired'),
+                                      null, null, null, 'expired')
+           from public.job_queue j where j.id = any (v_expired);
+        exit when v_ids is not null or v_expired is null;
+    end loop;
     return query
     with started as (
         update public.job_queue j
@@ -732,14 +791,15 @@ begin
                leased_until = clock_timestamp() + get_next_job.lease
          where j.id = any (v_ids)
         returning j.*)
-    select s.id, s.lease, s.task_name, s.payload::jsonb -> 0, s.payload::jsonb -> 1, s.priority, s.attempts,
+    select s.id, s.lease, s.task_name, message.body -> 0, message.body -> 1, s.priority, s.attempts,
            s.max_attempts, s.user_id
-      from started s order by s.priority, s.run_at, s.id;
+      from started s left join lateral jobqueue.as_json(s.payload) as message(body) on true
+     order by s.priority, s.run_at, s.id;
 end $$;
-comment on function public.get_next_job is 'Claim and start up to n jobs (FOR UPDATE SKIP LOCKED). Finish each with complete_job or fail_job and its lease_token before the lease ends, or extend_job.';
+comment on function public.get_next_job is 'Claim and start up to n jobs (FOR UPDATE SKIP LOCKED). Finish each with complete_job or fail_job and its lease_token before the lease ends, or extend_job. args and kwargs are null where the message is not JSON.';
 
 create function public.complete_job(id uuid, lease_token uuid, result jsonb default null) returns boolean
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -749,20 +809,29 @@ end $$;
 comment on function public.complete_job is 'The job is done. False when the lease was lost: the job was taken back, nothing changed.';
 
 create function public.fail_job(id uuid, lease_token uuid, error_message text, retry boolean default true) returns text
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_error text := coalesce(nullif(fail_job.error_message, ''), 'failed without a message');
+    v_status text := jobqueue.fail(fail_job.id, fail_job.lease_token, v_error, null, coalesce(fail_job.retry, true));
 begin
-    return jobqueue.fail(fail_job.id, fail_job.lease_token, fail_job.error_message, null, fail_job.retry);
+    -- The end of it is Celery's failure too: whoever waits for the result gets an exception.
+    if v_status = 'failed' then
+        perform jobqueue.store_result(fail_job.id, fail_job.lease_token, 'FAILURE',
+                                      jobqueue.exception('builtins', 'RuntimeError', v_error), null, null, null, v_error);
+    end if;
+    return v_status;
 end $$;
 comment on function public.fail_job is 'The attempt failed. Returns pending (it will run again), failed (no attempt left), or null when the lease was lost.';
 
 create function public.extend_job(id uuid, lease_token uuid, lease interval default interval '5 minutes') returns timestamptz
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
     v_until timestamptz;
 begin
+    perform jobqueue.check_lease(extend_job.lease);
     update public.job_queue j
        set leased_until = clock_timestamp() + extend_job.lease
      where j.id = extend_job.id and j.lease = extend_job.lease_token and j.leased_until is not null
@@ -772,11 +841,14 @@ end $$;
 comment on function public.extend_job is 'Keep a job from get_next_job() longer. Returns the new end of the lease, null when it was lost.';
 
 create function public.reset_stuck_jobs(older_than interval default interval '5 minutes') returns integer
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     n integer;
 begin
+    if older_than is null or older_than < interval '0' then
+        raise exception 'older_than % is out of range: 0 or longer, such as interval ''5 minutes''', older_than using errcode = '22023';
+    end if;
     update public.job_queue j set status = 'pending', started_at = null
      where j.status = 'processing' and j.started_at < now() - older_than;
     get diagnostics n = row_count;
@@ -788,7 +860,7 @@ create function public.get_user_jobs(user_id text default null)
 returns table (id uuid, status text, task_name text, queue text, priority smallint, attempts integer, max_attempts integer,
                created_at timestamptz, run_at timestamptz, started_at timestamptz, finished_at timestamptz,
                error_message text, state text, result text, task_id text)
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
     select j.id, j.status, j.task_name, j.queue, j.priority, j.attempts, j.max_attempts, j.created_at, j.run_at,
            j.started_at, j.finished_at, j.error_message, j.state, j.result, j.task_id
@@ -802,7 +874,7 @@ comment on function public.get_user_jobs is 'Jobs of one user, newest first. An 
 -- the worker that had the job cannot finish it any more, and at least one attempt is left. Our own transitions clear or set
 -- the owner in the same statement, so the WHEN clause costs them a comparison and no call.
 create function jobqueue.on_manual_status() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     new.owner := null;
@@ -879,20 +951,21 @@ begin
         continue when not exists (select from pg_catalog.pg_roles where rolname = r);
         execute format('grant usage on schema jobqueue to %I', r);
         execute format('grant select on public.job_queue, jobqueue.worker, jobqueue.queue, jobqueue.result, '
-                       'jobqueue.group_result, jobqueue.exchange, jobqueue.binding to %I', r);
+                       'jobqueue.group_result, jobqueue.exchange, jobqueue.binding, jobqueue.migration to %I', r);
         execute format('grant execute on function public.get_user_jobs, jobqueue.current_user_id to %I', r);
         execute format('create policy %I on public.job_queue for select to %I using (true)', 'read_by_' || r, r);
         foreach t in array array['jobqueue.worker', 'jobqueue.queue', 'jobqueue.result', 'jobqueue.group_result',
-                                 'jobqueue.exchange', 'jobqueue.binding'] loop
+                                 'jobqueue.exchange', 'jobqueue.binding', 'jobqueue.migration'] loop
             execute format('create policy %I on %s for select to %I using (true)', 'read_by_' || r, t, r);
         end loop;
         continue when r = 'jobqueue_monitor';
         execute format('grant execute on function public.enqueue_job, jobqueue.publish, jobqueue.send, '
-                       'jobqueue.destinations, jobqueue.channel, jobqueue.fetch, jobqueue.touch to %I', r);
+                       'jobqueue.destinations, jobqueue.channel, jobqueue.fetch, jobqueue.touch, jobqueue.reap to %I', r);
         -- Publishers are clients of remote control and wait for results: both declare queues and bindings of their own.
         execute format('grant insert, update, delete on jobqueue.exchange, jobqueue.queue, jobqueue.binding, '
                        'jobqueue.waiter, jobqueue.result, jobqueue.group_result to %I', r);
-        execute format('grant select, delete on jobqueue.message to %I', r);
+        -- Not insert: messages are sent through jobqueue.send. Update, because FOR UPDATE asks for it.
+        execute format('grant select, update, delete on jobqueue.message to %I', r);
         execute format('grant select on jobqueue.waiter to %I', r);
         foreach t in array array['jobqueue.queue', 'jobqueue.result', 'jobqueue.group_result', 'jobqueue.exchange',
                                  'jobqueue.binding', 'jobqueue.waiter', 'jobqueue.message'] loop

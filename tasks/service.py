@@ -5,6 +5,7 @@ Names follow the user's guide. Everything is checked at the call; what is wrong 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from celery_jobqueue.db.models import Event, Job
 from tasks.app import app, engine
 from tasks.certificate import generate_certificate
 from tasks.certificates.errors import UnknownEvent
-from tasks.certificates.issue import check_event_id, check_name
+from tasks.certificates.issue import check_event_id, check_key, check_name, check_user
 
 __all__ = ["JobFailed", "JobQueueService", "JobView"]
 
@@ -66,31 +67,33 @@ class JobQueueService:
         data: `event_id`, `recipient_name`, optionally `recipient_key` (tells recipients of one name apart).
         priority: 1 (first) … 10 (last). Raises InvalidJob naming the field and the fix; nothing is written then.
         """
-        unknown = sorted(set(data) - _FIELDS)
+        if not isinstance(data, Mapping):
+            raise InvalidJob(f"data must be a mapping with event_id and recipient_name, not {type(data).__name__}")
+        unknown = sorted(set(data) - _FIELDS, key=str)
         if unknown:
             raise InvalidJob(f"data[{unknown[0]!r}] is not known; there are: {', '.join(sorted(_FIELDS))}")
         missing = sorted({"event_id", "recipient_name"} - set(data))
         if missing:
             raise InvalidJob(f"data[{missing[0]!r}] is missing")
         if isinstance(priority, bool) or not isinstance(priority, int) or not 1 <= priority <= 10:
-            raise InvalidJob(f"priority={priority!r} is out of range: 1 (first) to 10 (last)")
-        if not isinstance(user_id, str) or not user_id.strip():
-            raise InvalidJob("user_id is empty: say whose job it is")
-        name = check_name(data["recipient_name"])
+            raise InvalidJob(f"priority={priority!r} must be a whole number from 1 (first) to 10 (last)")
+        check_user(user_id)
+        name, key = check_name(data["recipient_name"]), check_key(data.get("recipient_key"))
         event_id = check_event_id(data["event_id"])
         with Session(engine()) as session:
             if session.scalar(select(Event.id).where(Event.id == event_id)) is None:
                 raise UnknownEvent(f"there is no event {event_id}")
         kwargs: dict[str, Any] = {"event_id": str(event_id), "recipient_name": name, "user_id": user_id}
-        if data.get("recipient_key") is not None:
-            kwargs["recipient_key"] = data["recipient_key"]
-        _check_json(kwargs)
+        if key is not None:
+            kwargs["recipient_key"] = key
         options: dict[str, Any] = {} if max_attempts is None else {"max_attempts": max_attempts}
         result: AsyncResult[Any] = generate_certificate.apply_async(kwargs=kwargs, priority=priority, user_id=user_id, **options)
         return str(result.id)
 
     def get_user_jobs(self, user_id: str, limit: int = 50) -> list[JobView]:
-        """The user's jobs, newest first."""
+        """The user's newest `limit` jobs, newest first."""
+        if limit < 1:
+            raise InvalidJob(f"limit={limit!r} must be at least 1")
         with Session(engine()) as session:
             newest_first = select(Job).where(Job.user_id == user_id).order_by(Job.created_at.desc(), Job.id.desc())
             return [_view(job) for job in session.scalars(newest_first.limit(limit))]
@@ -137,17 +140,9 @@ def _nap(result: AsyncResult[Any], seconds: float) -> None:
     """Sleep, but wake up at once when the result comes."""
     from celery.exceptions import TimeoutError as StillWaiting
 
-    try:
-        result.get(timeout=seconds, propagate=False)
-    except StillWaiting:
-        return
-
-
-def _check_json(value: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidJob(f"data cannot be written as JSON: {error}") from error
+    with contextlib.suppress(StillWaiting):
+        result.get(timeout=seconds, propagate=False, disable_sync_subtasks=False)
+        time.sleep(0.02)  # the result is there; its job's row may say so a moment later
 
 
 def _view(job: Job) -> JobView:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery_jobqueue.db.errors import FinalError, InvalidJob
 
-__all__ = ["CertificateError", "DesignError", "InvalidRecipient", "MissingConfiguration", "MissingGlyph", "NotAllowed",
-           "UnknownEvent"]
+__all__ = ["CertificateError", "DesignError", "InvalidRecipient", "InvalidUser", "MissingConfiguration", "MissingGlyph",
+           "NotAllowed", "UnknownEvent"]
 
 
 class CertificateError(FinalError):
@@ -17,7 +17,11 @@ class DesignError(CertificateError):
 
 
 class InvalidRecipient(CertificateError, InvalidJob):
-    """The recipient's name is empty, too long, or holds characters that are no text."""
+    """The recipient's name or key is empty, too long, or holds characters that are no text."""
+
+
+class InvalidUser(CertificateError, InvalidJob):
+    """The user's id is empty, too long, or no text."""
 
 
 class MissingConfiguration(CertificateError):

@@ -6,29 +6,41 @@ import hashlib
 import re
 import unicodedata
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from celery_jobqueue.db.models import Certificate, CertificateConfig, Event, EventOrganiser
-from tasks.certificates.design import fill, parse_design
-from tasks.certificates.errors import DesignError, InvalidRecipient, MissingConfiguration, NotAllowed, UnknownEvent
+from tasks.certificates.design import Design, fill, parse_design
+from tasks.certificates.errors import (
+    DesignError,
+    InvalidRecipient,
+    InvalidUser,
+    MissingConfiguration,
+    NotAllowed,
+    UnknownEvent,
+)
 from tasks.certificates.render import render
-from tasks.certificates.storage import Storage, StorageError
+from tasks.certificates.storage import Storage
 
-__all__ = ["IssuedCertificate", "check_event_id", "check_name", "issue_certificate"]
+__all__ = ["IssuedCertificate", "check_event_id", "check_key", "check_name", "check_user", "issue_certificate"]
 
 LONGEST_NAME = 120
+LONGEST_ID = 200
+LINK_LIFETIME = timedelta(days=7)  # as long as results are kept, and as long as S3 allows
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # nothing that is read for something else
+_JOINERS = "\u200c\u200d"  # invisible, but Persian and Indic spelling needs them
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedCertificate:
-    """What the application wants to know of a certificate."""
+    """What the application wants to know of a certificate. url: a link to the file."""
 
     id: str
     serial: str
@@ -45,15 +57,36 @@ def check_name(name: object) -> str:
     """The recipient's name in its normal form. Raises InvalidRecipient naming what is wrong."""
     if not isinstance(name, str):
         raise InvalidRecipient(f"recipient_name must be text, not {type(name).__name__}")
-    name = re.sub(r"\s+", " ", unicodedata.normalize("NFC", name)).strip()
-    if not name:
-        raise InvalidRecipient("recipient_name is empty: give the name that stands on the certificate")
+    if len(name) <= 10 * LONGEST_NAME:  # normalising may shorten it; megabytes are not worth the work
+        name = re.sub(r"\s+", " ", unicodedata.normalize("NFC", name)).strip()
     if len(name) > LONGEST_NAME:
         raise InvalidRecipient(f"recipient_name has {len(name)} characters: at most {LONGEST_NAME}")
     for char in name:
-        if unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn"):
+        category = unicodedata.category(char)
+        if category in ("Cc", "Cs", "Co", "Cn") or (category == "Cf" and char not in _JOINERS):
             raise InvalidRecipient(f"recipient_name holds U+{ord(char):04X}, which is no printable character: remove it")
+    if not any(unicodedata.category(char)[0] in "LN" for char in name):
+        raise InvalidRecipient("recipient_name is empty: give the name that stands on the certificate" if not name else
+                               f"recipient_name {name!r} holds no letter: give the name that stands on the certificate")
     return name
+
+
+def check_key(key: object) -> str | None:
+    """What tells recipients of one name apart, in its normal form; None when nothing is given. Raises InvalidRecipient."""
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise InvalidRecipient(f"recipient_key must be text, not {type(key).__name__}")
+    return _identifier(key, "recipient_key", InvalidRecipient).casefold() or None
+
+
+def check_user(user_id: object) -> str:
+    """The user's id. Raises InvalidUser naming what is wrong."""
+    if not isinstance(user_id, str) or not user_id.strip():
+        raise InvalidUser("user_id is empty: say whose job it is" if user_id is None or isinstance(user_id, str) else
+                          f"user_id must be text, not {type(user_id).__name__}")
+    _identifier(user_id, "user_id", InvalidUser)
+    return user_id
 
 
 def check_event_id(event_id: object) -> uuid.UUID:
@@ -64,32 +97,56 @@ def check_event_id(event_id: object) -> uuid.UUID:
         raise UnknownEvent(f"event_id {str(event_id)[:80]!r} is not the id of an event (a UUID)") from None
 
 
+def _identifier(value: str, field: str, error: type[InvalidRecipient | InvalidUser]) -> str:
+    if len(value) > LONGEST_ID:
+        raise error(f"{field} has {len(value)} characters: at most {LONGEST_ID}")
+    value = unicodedata.normalize("NFC", value).strip()
+    for char in value:
+        if unicodedata.category(char) in ("Cc", "Cs"):
+            raise error(f"{field} holds U+{ord(char):04X}, which is no printable character: remove it")
+    return value
+
+
 def issue_certificate(engine: Engine, *, event_id: object, recipient_name: object, user_id: object, storage: Storage,
-                      recipient_key: str | None = None) -> IssuedCertificate:
+                      recipient_key: object = None) -> IssuedCertificate:
     """Render, upload and record the certificate of one recipient.
 
     recipient_key tells recipients of the same name apart, for instance an e-mail address. Raises a CertificateError
     when trying again cannot help, StorageError and SQLAlchemy's errors when it may.
     """
     name = check_name(recipient_name)
-    event_uuid = check_event_id(event_id)
-    user = str(user_id) if user_id not in (None, "") else ""
-    key = (recipient_key or name).strip().casefold()
-    with Session(engine) as session:
-        event, raw_design = _permitted(session, event_uuid, user)
-        issued_on = session.scalar(select(Certificate.issued_at).where(
-            Certificate.event_id == event_uuid, Certificate.recipient_key == key)) or datetime.now(UTC)
-    design = parse_design(raw_design)
+    key = check_key(recipient_key) or name.casefold()
+    event_uuid, user = check_event_id(event_id), check_user(user_id)
     serial = _serial(event_uuid, key)
+    while True:
+        with Session(engine) as session:
+            event, raw_design = _permitted(session, event_uuid, user)
+            issued_at = session.scalar(select(Certificate.issued_at).where(
+                Certificate.event_id == event_uuid, Certificate.recipient_key == key)) or datetime.now(UTC)
+        design = parse_design(raw_design)
+        content = render(design, _values(design, event, name, serial, issued_at), pictures=lambda key: _picture(storage, key))
+        record: dict[str, Any] = {
+            "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
+            "storage_key": f"events/{event_uuid}/{serial}.pdf", "sha256": hashlib.sha256(content).hexdigest(),
+            "size_bytes": len(content), "issued_at": issued_at}
+        with engine.connect() as connection:
+            certificate_id, stands = _record(connection, record, storage)
+            if stands.astimezone(UTC).date() != issued_at.astimezone(UTC).date():
+                continue  # somebody else was first, before midnight: once more, with the date that stands
+            # The row's lock makes runs for the same recipient take turns, so that file and row always belong together.
+            storage.put(record["storage_key"], content, "application/pdf")
+            connection.commit()
+        link = storage.url(record["storage_key"], LINK_LIFETIME)
+        return IssuedCertificate(str(certificate_id), serial, link, record["storage_key"], name)
+
+
+def _values(design: Design, event: Event, name: str, serial: str, issued_at: datetime) -> dict[str, str]:
     values = {
+        **design.fields,
         "recipient_name": name, "event_name": event.name, "event_dates": _dates(event.starts_on, event.ends_on),
-        "event_place": event.place, "organiser": event.organiser, "issued_on": _day(issued_on.date()), "serial": serial,
-    }
-    values["verify_url"] = fill(design.verify_url, {**values, "verify_url": ""})
-    content = render(design, values, pictures=lambda picture: _picture(storage, picture))
-    storage_key = f"events/{event_uuid}/{serial}.pdf"
-    storage.put(storage_key, content, "application/pdf")
-    return _record(engine, event_uuid, serial, name, key, user, storage_key, storage.url(storage_key), content, issued_on)
+        "event_place": event.place, "organiser": event.organiser, "issued_on": _day(issued_at.astimezone(UTC).date()),
+        "serial": serial}
+    return values | {"verify_url": fill(design.verify_url, {name: quote(value, safe="") for name, value in values.items()})}
 
 
 def _permitted(session: Session, event_id: uuid.UUID, user: str) -> tuple[Event, dict[str, Any]]:
@@ -110,17 +167,17 @@ def _permitted(session: Session, event_id: uuid.UUID, user: str) -> tuple[Event,
     return event, design
 
 
-def _record(engine: Engine, event_id: uuid.UUID, serial: str, name: str, key: str, user: str, storage_key: str, url: str,
-            content: bytes, issued_on: datetime) -> IssuedCertificate:
-    written = insert(Certificate).values(
-        event_id=event_id, serial=serial, recipient_name=name, recipient_key=key, user_id=user, storage_key=storage_key,
-        url=url, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content), issued_at=issued_on)
-    again = written.on_conflict_do_update(constraint="certificates_recipient", set_={
-        "recipient_name": written.excluded.recipient_name, "url": written.excluded.url, "sha256": written.excluded.sha256,
-        "size_bytes": written.excluded.size_bytes})
-    with engine.begin() as connection:
-        certificate_id = connection.execute(again.returning(Certificate.id)).scalar_one()
-    return IssuedCertificate(str(certificate_id), serial, url, storage_key, name)
+def _record(connection: Connection, record: Mapping[str, Any], storage: Storage) -> tuple[uuid.UUID, datetime]:
+    """Write the row and keep it locked until the transaction ends; (id, issued_at) as they stand then."""
+    # A run that hangs, perhaps on a frozen machine, must not hold up the next one for ever.
+    connection.execute(text(
+        "select set_config('lock_timeout', '30s', true), set_config('idle_in_transaction_session_timeout', '120s', true)"))
+    written = insert(Certificate).values(url=storage.location(record["storage_key"]), **record)
+    changed = ("recipient_name", "url", "sha256", "size_bytes")
+    again = written.on_conflict_do_update(
+        constraint="certificates_recipient", set_={column: written.excluded[column] for column in changed})
+    row = connection.execute(again.returning(Certificate.id, Certificate.issued_at)).one()
+    return row.id, row.issued_at
 
 
 def _serial(event_id: uuid.UUID, key: str) -> str:
@@ -135,9 +192,7 @@ def _picture(storage: Storage, key: str) -> bytes:
         if storage.exists(key):
             return storage.open(key)
     except ValueError as error:
-        raise DesignError(f"certificate design: {error}") from error
-    except StorageError:
-        raise
+        raise DesignError(f"certificate design: image: {error}") from error
     raise DesignError(f"certificate design: image {key!r} is not in the storage")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "text_array"]
 
 _PRIORITIES = range(1, 11)
 _START = ("-infinity", "00000000-0000-0000-0000-000000000000")

@@ -21,7 +21,7 @@ from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Flight, Lease, Settlements
 from celery_jobqueue.broker.sql import Statement, statement
 
-__all__ = ["Cycle", "Options"]
+__all__ = ["Cycle", "Options", "channel_of"]
 
 #: One (queue name, message) ready to be delivered.
 Delivery = tuple[str, dict[str, Any]]

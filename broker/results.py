@@ -81,7 +81,8 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
             session = self._session
             assert session is not None
             wait = self._pause if timeout is None else min(timeout, self._pause)
-            session.wait(wait)
+            if not session.notified:  # else it came while the last answer was read
+                session.wait(wait)
             if session.connected:
                 session.on_readable()
             if session.notified:

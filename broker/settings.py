@@ -12,7 +12,7 @@ from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import libpq_dsn, looks_like_transaction_pooler
 
-__all__ = ["Settings", "lease", "read"]
+__all__ = ["Settings", "from_url", "lease", "read"]
 
 _OPTIONS = {
     "poll_interval": "seconds between two looks into the queue when nothing wakes the worker",

@@ -25,10 +25,18 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (JobQueueError, psycopg.Error) as error:
+        except psycopg.Error as error:
+            raise click.ClickException(_in_one_line(error)) from None
+        except (JobQueueError, OSError) as error:
             raise click.ClickException(masked(str(error).strip())) from None
 
     return run
+
+
+def _in_one_line(error: psycopg.Error) -> str:
+    """What libpq says, without its hints; of several hosts what each of them said."""
+    lines = masked(str(error).strip() or type(error).__name__).splitlines()
+    return "; ".join([line for line in lines if line.startswith("- host:")] or lines[:1])
 
 
 @click.group()
@@ -47,7 +55,8 @@ def main() -> None:
 def migrate_command(url: str | None, certificates: bool) -> None:
     """Bring the schema up to date."""
     url = url or database_url()
-    applied = migrate.migrate(url, migrate.LINES if certificates else ("queue",))
+    lines = migrate.LINES if certificates else ("queue",)
+    applied = migrate.migrate(url, lines, notice=lambda text: click.echo(f"notice: {text}", err=True))
     for migration in applied:
         click.echo(f"applied {migration.line}/{migration.version:04d}_{migration.name}")
     click.echo(f"{masked(url)} is up to date")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,14 +83,16 @@ def newest(line: str) -> int:
     return len(migrations(line))
 
 
-def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("queue",)) -> list[Migration]:
+def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("queue",),
+            notice: Callable[[str], None] | None = None) -> list[Migration]:
     """Bring the lines up to date in one transaction; returns what was applied, nothing when all was there.
 
+    `notice` is called with what the migrations have to say, such as a role that could not be created.
     Raises SchemaError when the server is too old, when an applied file was edited since, or when the database is newer
     than this code; psycopg.Error when the server refuses.
     """
     applied: list[Migration] = []
-    with _connection(database) as conn, conn.transaction(), conn.cursor() as cursor:
+    with _connection(database) as conn, _notices(conn, notice), conn.transaction(), conn.cursor() as cursor:
         if conn.info.server_version < OLDEST_SERVER * 10000:
             raise SchemaError(f"PostgreSQL {conn.info.server_version // 10000} is too old: this needs {OLDEST_SERVER} or newer")
         for statement in _prologue():
@@ -185,3 +187,17 @@ def _connection(database: str | psycopg.Connection[Any]) -> Iterator[psycopg.Con
             yield conn
     else:
         yield database
+
+
+@contextmanager
+def _notices(conn: psycopg.Connection[Any], tell: Callable[[str], None] | None) -> Iterator[None]:
+    def handle(diagnostic: psycopg.errors.Diagnostic) -> None:
+        # RAISE NOTICE has this code; PostgreSQL's own "already exists, skipping" has others.
+        if tell is not None and diagnostic.sqlstate == "00000" and diagnostic.message_primary:
+            tell(diagnostic.message_primary)
+
+    conn.add_notice_handler(handle)
+    try:
+        yield
+    finally:
+        conn.remove_notice_handler(handle)

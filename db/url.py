@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 from psycopg.conninfo import conninfo_to_dict
 
@@ -15,7 +15,8 @@ __all__ = ["database_url", "libpq_dsn", "looks_like_transaction_pooler", "masked
 _SCHEMES = ("postgresql", "postgres")
 _POOLERS = ("transaction", "session")
 _SECRETS = re.compile(r"((?:^|[?&\s;])(?:password|sslpassword)=)[^&\s;]*", re.IGNORECASE)
-_USERINFO = re.compile(r"(://[^:/@\s]*):.*@")
+_LOCATION = re.compile(r"[^:/@]*(:\d+)?/")
+_ESCAPES = "in a user name or password write @ as %40, / as %2F, ? as %3F and % as %25"
 
 
 def libpq_dsn(url: str) -> str:
@@ -25,14 +26,24 @@ def libpq_dsn(url: str) -> str:
     """
     _scheme, rest = _split(url)
     base, _, query = rest.partition("?")
-    pairs = [(key, value) for key, value in parse_qsl(query, keep_blank_values=True) if key != "pooler"]
+    parameters = parse_qsl(query, keep_blank_values=True)
+    if (pooler := dict(parameters).get("pooler", "session")) not in _POOLERS:
+        raise ConfigurationError(f"pooler={pooler} in the database URL: use one of {', '.join(_POOLERS)}")
+    pairs = [(key, value) for key, value in parameters if key != "pooler"]
     # libpq reads %20, not the + that urlencode writes by default.
     dsn = f"postgresql://{base}" + (f"?{urlencode(pairs, quote_via=quote)}" if pairs else "")
-    try:
-        conninfo_to_dict(dsn)
-    except Exception as error:
-        raise ConfigurationError(f"the database URL {masked(url)} cannot be read: {str(error).strip()}") from error
-    return dsn
+    # Where a password was not escaped libpq takes parts of it for a host, a port or a parameter and says them aloud.
+    reason = _ESCAPES
+    if "@" not in base.partition("@")[2] + "".join(key for key, _value in pairs):
+        try:
+            ports = str(conninfo_to_dict(dsn).get("port", "")).split(",")
+        except Exception as error:
+            reason = _ESCAPES if "percent-encoded" in str(error) else str(error).strip()
+        else:
+            if all(port == "" or (port.isdecimal() and 0 < int(port) < 65536) for port in ports):
+                return dsn
+            reason = f"the port must be a number from 1 to 65535; {_ESCAPES}"
+    raise ConfigurationError(f"the database URL {masked(url)} cannot be read: {reason}")
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -50,14 +61,14 @@ def sqlalchemy_url(url: str) -> str:
 
 def masked(url: str) -> str:
     """The URL with its passwords hidden, for people and logs. Never raises."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme and parts.netloc:
-            userinfo, at, location = parts.netloc.rpartition("@")
-            user = userinfo.partition(":")[0] + (":**" if ":" in userinfo else "")
-            url = urlunsplit(parts._replace(netloc=f"{user}{at}{location}"))
-    except ValueError:
-        url = _USERINFO.sub(r"\1:**@", url)
+    scheme, separator, rest = url.partition("://")
+    if separator:
+        base, mark, query = rest.partition("?")
+        if "@" in query and "@" not in base and not _LOCATION.match(base):
+            base, mark, query = rest, "", ""  # the question mark was part of a password
+        userinfo, at, location = base.rpartition("@")
+        user, colon, _password = userinfo.partition(":")
+        url = f"{scheme}://{user}{colon and ':**'}{at}{location}{mark}{query}"
     return _SECRETS.sub(r"\1**", url)
 
 
@@ -69,8 +80,6 @@ def looks_like_transaction_pooler(url: str) -> bool:
     base, _, query = rest.partition("?")
     said = dict(parse_qsl(query)).get("pooler")
     if said is not None:
-        if said not in _POOLERS:
-            raise ConfigurationError(f"pooler={said} in the database URL: use one of {', '.join(_POOLERS)}")
         return said == "transaction"
     hosts = base.rpartition("@")[2].partition("/")[0]
     return any(host.endswith(":6543") for host in hosts.split(",")) or dict(parse_qsl(query)).get("port") == "6543"

@@ -120,9 +120,6 @@ on conflict (task_id) do update
        result_meta = excluded.result_meta, traceback = excluded.traceback, stored_at = now()
  where r.state <> 'SUCCESS';
 
--- name: tell_waiter
-select jobqueue.tell_waiter($1, $2);
-
 -- name: results
 -- Of several jobs with one task id the newest with a state counts.
 select distinct on (task_id) task_id, state, result, result_binary, result_meta, traceback, finished

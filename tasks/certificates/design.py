@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasks.certificates.errors import DesignError
 
-__all__ = ["PLACEHOLDERS", "Design", "Frame", "Image", "Qr", "Rule", "Seal", "Signature", "Text", "fill", "parse_design"]
+__all__ = ["LEADING", "PLACEHOLDERS", "SIGNED", "Design", "Frame", "Image", "Page", "Qr", "Rule", "Seal", "Signature", "Text",
+           "fill", "parse_design"]
 
 #: What every design may use; an event adds its own with `fields`.
 PLACEHOLDERS = ("recipient_name", "event_name", "event_dates", "event_place", "organiser", "issued_on", "serial", "verify_url")

@@ -12,6 +12,7 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import ceil
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -138,17 +139,22 @@ class Session:
             pgconn = self._pgconn()
             assert self._batch is None, "one batch at a time"
             batch = _Batch([], done)
-            pgconn.enter_pipeline_mode()
-            for statement, params in calls:
-                self._send_one(pgconn, batch, statement, params)
-            pgconn.pipeline_sync()
-            self._batch = batch
-            pgconn.flush()
+            # All parameters are checked before anything is sent: half a batch would go out together with the next one.
+            values = [[_encoded(p) if isinstance(p, str) else p for p in params] for _, params in calls]
+            try:
+                pgconn.enter_pipeline_mode()
+                for (statement, params), encoded in zip(calls, values, strict=True):
+                    formats = [pq.Format.BINARY if isinstance(p, bytes) else pq.Format.TEXT for p in params]
+                    self._send_one(pgconn, batch, statement, encoded, formats)
+                pgconn.pipeline_sync()
+                self._batch = batch
+                pgconn.flush()
+            except psycopg.Error:
+                self._drop()
+                raise
 
-    def _send_one(self, pgconn: pq.abc.PGconn, batch: _Batch, statement: Statement,
-                  params: Sequence[str | bytes | None]) -> None:
-        values = [_encoded(p) if isinstance(p, str) else p for p in params]
-        formats = [pq.Format.BINARY if isinstance(p, bytes) else pq.Format.TEXT for p in params]
+    def _send_one(self, pgconn: pq.abc.PGconn, batch: _Batch, statement: Statement, values: list[bytes | None],
+                  formats: list[pq.Format]) -> None:
         if self._prepare and statement.name:
             name = statement.name.encode()
             if statement.name not in self._prepared and statement.name not in batch.preparing:
@@ -167,12 +173,16 @@ class Session:
         """
         with self._lock:
             pgconn = self._pgconn()
-            if self._batch is not None:
-                pgconn.flush()
-            pgconn.consume_input()
-            finished = self._collect(pgconn)
-            while (notify := pgconn.notifies()) is not None:
-                self.notified.append(notify.relname.decode())
+            try:
+                if self._batch is not None:
+                    pgconn.flush()
+                pgconn.consume_input()
+                finished = self._collect(pgconn)
+                while (notify := pgconn.notifies()) is not None:
+                    self.notified.append(notify.relname.decode())
+            except psycopg.Error:
+                self._drop()
+                raise
         if finished is not None:
             if finished.error is not None:
                 raise finished.error
@@ -182,11 +192,15 @@ class Session:
     def wants_write(self) -> bool:
         """Whether libpq still holds bytes the kernel would not take; then wait for the socket to be writable too."""
         with self._lock:
-            return self._batch is not None and self._pgconn().flush() == 1
+            try:
+                return self._batch is not None and self._pgconn().flush() == 1
+            except psycopg.Error:
+                self._drop()
+                raise
 
     def wait(self, timeout: float, *others: int) -> None:
         """Sleep until the server says something, one of the other descriptors is readable, or `timeout` seconds passed."""
-        select.select([self.fileno(), *others], [], [], max(0.0, timeout))
+        _wait([self.fileno(), *others], [], timeout)
 
     def finish(self) -> None:
         """Wait for the batch in flight and deliver its answer."""
@@ -201,8 +215,7 @@ class Session:
                 self._drop()
                 raise psycopg.OperationalError(f"PostgreSQL did not answer within {self.timeout:g} s")
             socket = self.fileno()
-            writing = [socket] if self.wants_write() else []
-            select.select([socket], writing, [], min(left, 1.0))
+            _wait([socket], [socket] if self.wants_write() else [], min(left, 1.0))
             self.on_readable()
 
     def _collect(self, pgconn: pq.abc.PGconn) -> _Batch | None:
@@ -235,6 +248,17 @@ class Session:
             self._drop()
             raise psycopg.OperationalError(message or "the connection to PostgreSQL was lost")
         return None
+
+
+def _wait(reading: Sequence[int], writing: Sequence[int], seconds: float) -> None:
+    """Sleep until one of the descriptors is ready. select() could only look at the first 1024 of a process."""
+    if not hasattr(select, "poll"):  # Windows, eventlet
+        select.select(reading, writing, [], max(0.0, seconds))
+        return
+    poller = select.poll()
+    for descriptor in reading:
+        poller.register(descriptor, select.POLLIN | (select.POLLOUT if descriptor in writing else 0))
+    poller.poll(max(0, ceil(seconds * 1000)))
 
 
 def _encoded(text: str) -> bytes:

@@ -273,7 +273,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if not rows:
             raise Empty
         message = decode_job(rows[0])
-        transport.start_now([message])
+        if transport.start_now([message]):
+            return self._get(queue)  # that one came too late; perhaps there is another
         return message
 
     # -- settling -----------------------------------------------------------------------------------------------------

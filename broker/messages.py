@@ -123,7 +123,8 @@ def decode_job(row: Row) -> dict[str, Any]:
     info["routing_key"] = info.get("routing_key") or queue
     info["redelivered"] = redelivered == "t"
     message["queue"] = queue
-    properties["job"] = {"id": id_, "lease": lease, "attempts": int(attempts or 0), "max_attempts": int(max_attempts or 1)}
+    properties["job"] = {"id": id_, "lease": lease, "attempts": int(attempts or 0), "max_attempts": int(max_attempts or 1),
+                         "expires": float(expires) if expires else None}
     return message
 
 

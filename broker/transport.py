@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from time import monotonic
+from time import monotonic, time
 from typing import Any, ClassVar
 
 import psycopg
@@ -15,9 +15,10 @@ from kombu.transport import virtual
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.channel import Channel, Delivered
 from celery_jobqueue.broker.cycle import Cycle
+from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.session import Call, Row, Session
-from celery_jobqueue.broker.settlements import settlements_for
+from celery_jobqueue.broker.settlements import Failure, settlements_for
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.worker import install as _install_worker_steps
@@ -166,7 +167,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         return True
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver one message. Raises socket.timeout when none came within `timeout` seconds."""
+        """Deliver what is there. Raises socket.timeout when nothing came within `timeout` seconds."""
         deadline = None if timeout is None else monotonic() + timeout
         self._drainer = threading.get_ident()
         try:
@@ -176,6 +177,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 self.cycle_.exchange()
                 self._start_undelivered()
                 if self._deliver_next():
+                    while self._deliver_next():
+                        pass
                     if self.settlements:
                         self.cycle_.exchange()
                     return
@@ -197,28 +200,32 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Outside of a worker nobody else starts jobs: being delivered is being started."""
         if not self.cycle_.starts_on_delivery:
             return
-        self.start_now([message for _, message in self.cycle_.ready])
+        dropped = self.start_now([message for _, message in self.cycle_.ready])
+        for delivery in [delivery for delivery in self.cycle_.ready if delivery[1] in dropped]:
+            self.cycle_.ready.remove(delivery)
 
-    def start_now(self, messages: list[dict[str, Any]]) -> None:
-        """Start these claimed jobs and drop those whose lease was lost meanwhile."""
-        lost: list[str] = []
+    def start_now(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Start these claimed jobs. Returns those that must not be delivered: lost meanwhile, or come too late."""
+        dropped: list[dict[str, Any]] = []
         for message in messages:
             job = message["properties"].get("job")
             if job is None or job.get("start"):
                 continue
             lease = settings.lease(job)
+            if job["expires"] is not None and job["expires"] < time():
+                self.settlements.fail(lease, Failure("expired"))
+                dropped.append(message)
+                continue
 
-            def started(attempts: int, max_attempts: int, start: int, job: dict[str, Any] = job) -> None:
-                job.update(attempts=attempts, max_attempts=max_attempts, start=start)
-                if not attempts:
-                    lost.append(job["id"])
+            def started(attempts: int, max_attempts: int, start: int, message: dict[str, Any] = message) -> None:
+                message["properties"]["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
+                if not start:
+                    dropped.append(message)
 
             self.settlements.start(lease, False, started)
         if self.settlements:
             self.cycle_.exchange()
-        for delivery in list(self.cycle_.ready):
-            if (delivery[1]["properties"].get("job") or {}).get("id") in lost:
-                self.cycle_.ready.remove(delivery)
+        return dropped
 
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         job = raw_message["properties"].get("job")
@@ -331,4 +338,5 @@ class _Management(virtual.Management):  # type: ignore[misc]
         return [{"destination": row[0] or "", "source": row[1] or "", "routing_key": row[2] or ""} for row in rows]
 
 
+_install_failover()
 _install_worker_steps()

@@ -54,11 +54,15 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         self.consume_from(initial_task_id)
         self._listen()
 
+    def _new_session(self) -> Session:
+        settings = self.backend.settings
+        return Session(settings.conninfo, prepare=not settings.pooled, timeout=settings.timeout,
+                       connect_timeout=settings.connect_timeout)
+
     def _listen(self) -> None:
         settings = self.backend.settings
         if self._session is None:
-            self._session = Session(settings.conninfo, prepare=not settings.pooled, timeout=settings.timeout,
-                                    connect_timeout=settings.connect_timeout)
+            self._session = self._new_session()
         fresh = not self._session.connected
         now = time.monotonic()
         if not settings.pooled and (fresh or now - self._registered_at > 60):
@@ -107,7 +111,7 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         if self._session is None and not self._waiting:
             self._waiting.add(task_id)
             self._pause = 0.02
-            self._session = Session(self.backend.settings.conninfo, prepare=not self.backend.settings.pooled)
+            self._session = self._new_session()
             return
         self._waiting.add(task_id)
         self._pause = 0.02

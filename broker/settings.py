@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -57,9 +58,7 @@ def from_url(url: str, options: dict[str, Any]) -> Settings:
     if unknown:
         raise ConfigurationError(
             f"broker_transport_options[{unknown[0]!r}] is not known; there are: {', '.join(sorted(_OPTIONS))}")
-    pooled = options.get("pooled")
-    if pooled is None:
-        pooled = looks_like_transaction_pooler(url)
+    pooled = _flag(options, "pooled", looks_like_transaction_pooler(url))
     heartbeat = _seconds(options, "heartbeat_interval", 15.0)
     limit = _seconds(options, "heartbeat_timeout", 75.0)
     if limit < 2 * heartbeat:
@@ -67,12 +66,12 @@ def from_url(url: str, options: dict[str, Any]) -> Settings:
             f"broker_transport_options['heartbeat_timeout']={limit:g} must be at least twice heartbeat_interval "
             f"({heartbeat:g} s)")
     return Settings(
-        url=url, conninfo=libpq_dsn(url), pooled=bool(pooled),
+        url=url, conninfo=libpq_dsn(url), pooled=pooled,
         connect_timeout=max(2, round(_seconds(options, "connect_timeout", 5.0))),
         timeout=_seconds(options, "timeout", 30.0),
         priority_scale=check_scale(options.get("priority_scale", "jobs")),
-        automatic_retries=bool(options.get("automatic_retries", False)),
-        options=Options(pooled=bool(pooled), poll=_seconds(options, "poll_interval", 0.5 if pooled else 5.0),
+        automatic_retries=_flag(options, "automatic_retries", False),
+        options=Options(pooled=pooled, poll=_seconds(options, "poll_interval", 0.5 if pooled else 5.0),
                         heartbeat=heartbeat, heartbeat_limit=limit),
     )
 
@@ -96,10 +95,19 @@ def lease(job: dict[str, Any]) -> Lease:
     return Lease(job["id"], job["lease"])
 
 
+def _flag(options: dict[str, Any], name: str, default: bool) -> bool:
+    value = options.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):  # a text from the environment such as "false" would count as true
+        raise ConfigurationError(f"broker_transport_options[{name!r}]={value!r} must be True or False")
+    return value
+
+
 def _seconds(options: dict[str, Any], name: str, default: float) -> float:
     value = options.get(name, default)
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigurationError(f"broker_transport_options[{name!r}]={value!r} must be a number of seconds above 0")
     return float(value)

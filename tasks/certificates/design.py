@@ -62,15 +62,20 @@ class Text(_Part):
 
     def room(self, page: Page) -> float:
         """How wide the text may be here: max_width, less where the page ends."""
-        right = page.millimetres[0] - self.x
-        return max(0.0, min(self.max_width, {"left": right, "centre": 2 * min(self.x, right), "right": self.x}[self.anchor]))
+        left, right = self.x - self._overhang, page.millimetres[0] - self.x - self._overhang
+        return max(0.0, min(self.max_width, {"left": right, "centre": 2 * min(left, right), "right": left}[self.anchor]))
+
+    @property
+    def _overhang(self) -> float:
+        """How far a letter may reach out of its own width, in millimetres."""
+        return self.size * _POINT / 20
 
     def box(self, page: Page) -> tuple[float, float, float, float]:
         width, size = self.room(page), self.size * _POINT
-        left = self.x - {"left": 0.0, "centre": width / 2, "right": width}[self.anchor]
+        left = self.x - {"left": 0.0, "centre": width / 2, "right": width}[self.anchor] - self._overhang
         more = (self.max_lines - 1) / 2 * LEADING * size
         # Accents and Vietnamese or Thai stacks reach 1.1 above the baseline, descenders 0.35 below.
-        return left, self.y - more - 1.1 * size, left + width, self.y + more + 0.35 * size
+        return left, self.y - more - 1.1 * size, left + width + 2 * self._overhang, self.y + more + 0.35 * size
 
 
 class Rule(_Part):
@@ -230,11 +235,12 @@ def parse_design(raw: Mapping[str, Any]) -> Design:
     try:
         return Design.model_validate(raw)
     except ValidationError as error:
-        # A part that is wrong is missing afterwards, which pydantic counts as a second error.
-        found = error.errors(include_url=False)
-        found = [entry for entry in found if entry["type"] != "too_short"] or found
+        every = error.errors(include_url=False)
+        # An item that is wrong is missing from its list afterwards, which pydantic counts as a second error.
+        inside = {entry["loc"][:depth] for entry in every for depth in range(len(entry["loc"]))}
+        found = [entry for entry in every if entry["type"] != "too_short" or entry["loc"] not in inside]
         first = found[0]
-        steps = [str(step) for step in first["loc"]]
+        steps = [str(step) for step in first["loc"] if step != "[key]"]
         if steps[:1] == ["parts"] and len(steps) > 3:
             del steps[2]  # pydantic names the kind of the part here, which is no field
         message = first["msg"].removeprefix("Value error, ")

@@ -526,7 +526,7 @@ end $$;
 comment on function jobqueue.fail is 'A failed attempt: back to pending with backoff while p_retry and attempts are left, else failed. Returns the new status, null if the lease is lost.';
 
 create function jobqueue.note_retry(p_id uuid, p_lease uuid, p_start integer, p_worker text, p_error text) returns text
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_status text;
@@ -1006,7 +1006,7 @@ end $$;
 create policy own_jobs on public.job_queue for select to public using (user_id = (select jobqueue.current_user_id()));
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 1, 'job_queue', 'cf04356189efe42fb7e7f895a2c360a6c50f34d8d2b1709c3d051a3c946968f0');
+        values ('queue', 1, 'job_queue', '9461552b91e3a0607b31908c6c2acc510ad4524f62489f752ab7af8bd8860145');
     end if;
 end $bundle$;
 

@@ -505,7 +505,7 @@ end $$;
 comment on function jobqueue.fail is 'A failed attempt: back to pending with backoff while p_retry and attempts are left, else failed. Returns the new status, null if the lease is lost.';
 
 create function jobqueue.note_retry(p_id uuid, p_lease uuid, p_start integer, p_worker text, p_error text) returns text
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_status text;

@@ -69,9 +69,7 @@ def ensure(directory: Path | None = None) -> str:
         return url
     place.prepare()
     with place.locked():
-        if (url := place.live_url()) is not None:
-            return url
-        # It may run already and only be starting, recovering, full, or without our database yet.
+        # Somebody has started it meanwhile; or it runs and is only recovering, full, or without our database yet.
         if place.pid() is None or not place.comes_up(lambda: place.pid() is not None):
             place.start(_binaries())
         if (url := place.live_url()) is None:
@@ -151,13 +149,14 @@ class _Place:
         """Whether that process is this directory's server and not somebody who was given its pid after a crash."""
         if not Path("/proc/self").exists():
             return True
-        # A postmaster stands in its data directory, wherever that was moved to. What we may not look into is another user's.
-        return Path(f"/proc/{pid}/cwd").samefile(self.data)
+        with suppress(PermissionError):  # a postmaster stands in its data directory, wherever that was moved to
+            return Path(f"/proc/{pid}/cwd").samefile(self.data)
+        return os.fsencode(self.data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
     def live_url(self) -> str | None:
         """The URL, if a server with our password answers there: a pid file alone proves nothing."""
         try:
-            psycopg.connect(url := self._url(_DATABASE), connect_timeout=5).close()
+            psycopg.connect(url := self._url(_DATABASE), connect_timeout=2).close()
         except (OSError, ValueError, psycopg.OperationalError):
             return None
         return url
@@ -315,7 +314,8 @@ class _Place:
             self.data = base / "data"
         runner = _Runner(("setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"), binaries,
                          (account.pw_uid, account.pw_gid))
-        if subprocess.run(runner.command("initdb", "--version"), capture_output=True, cwd="/", check=False).returncode == 0:
+        # Not by running it: setpriv still has root's capabilities when it looks a program up.
+        if subprocess.run([*runner.prefix, "test", "-x", str(binaries / "postgres")], cwd="/", check=False).returncode == 0:
             return runner
         return replace(runner, binaries=_copied(binaries, self.data.with_name("install")))
 

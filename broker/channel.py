@@ -140,7 +140,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._delete(queue)
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        self._purge(queue)
+        # Clients of remote control delete their reply queues without a right to jobs.
+        if self._live.topology.holds_jobs(queue):
+            self._purge(queue)
         self._live.topology.delete_queue(queue)
 
     def get_table(self, exchange: str) -> list[tuple[str, str | None, str]]:

@@ -28,7 +28,7 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
         except psycopg.Error as error:
             raise click.ClickException(_in_one_line(error)) from None
         except (JobQueueError, OSError) as error:
-            raise click.ClickException(masked(str(error).strip())) from None
+            raise click.ClickException(str(error).strip()) from None
 
     return run
 

@@ -34,7 +34,8 @@ def libpq_dsn(url: str) -> str:
     dsn = f"postgresql://{base}" + (f"?{urlencode(pairs, quote_via=quote)}" if pairs else "")
     # Where a password was not escaped libpq takes parts of it for a host, a port or a parameter and says them aloud.
     reason = _ESCAPES
-    if "@" not in base.partition("@")[2] + "".join(key for key, _value in pairs):
+    authority, _, path = base.partition("/")
+    if "@" not in authority.partition("@")[2] + path + "".join(key for key, _value in pairs) and not _split_password(base, query):
         try:
             ports = str(conninfo_to_dict(dsn).get("port", "")).split(",")
         except Exception as error:
@@ -64,8 +65,8 @@ def masked(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if separator:
         base, mark, query = rest.partition("?")
-        if "@" in query and "@" not in base and not _LOCATION.match(base):
-            base, mark, query = rest, "", ""  # the question mark was part of a password
+        if _split_password(base, query):
+            base, mark, query = rest, "", ""
         userinfo, at, location = base.rpartition("@")
         user, colon, _password = userinfo.partition(":")
         url = f"{scheme}://{user}{colon and ':**'}{at}{location}{mark}{query}"
@@ -102,3 +103,8 @@ def _split(url: str) -> tuple[str, str]:
         raise ConfigurationError(
             f"the database URL {masked(url)!r} must begin with postgresql:// (such as postgresql://user:password@host:5432/db)")
     return scheme, rest
+
+
+def _split_password(base: str, query: str) -> bool:
+    """Whether the question mark between them was part of a password."""
+    return "@" in query and "@" not in base and not _LOCATION.match(base)

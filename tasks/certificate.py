@@ -12,7 +12,8 @@ from tasks.certificates.storage import Storage, storage_from_url
 __all__ = ["generate_certificate"]
 
 
-@app.task(name="tasks.generate_certificate")  # type: ignore[untyped-decorator,unused-ignore]
+# Wrong arguments stay wrong, however often they are tried.
+@app.task(name="tasks.generate_certificate", dont_autoretry_for=(TypeError,))  # type: ignore[untyped-decorator,unused-ignore]
 def generate_certificate(event_id: str, recipient_name: str, user_id: str, recipient_key: str | None = None) -> dict[str, Any]:
     """Issue one certificate: check, render, upload, record.
 

@@ -814,7 +814,7 @@ begin
         returning j.*)
     select s.id, s.lease, s.task_name, message.body -> 0, message.body -> 1, s.priority, s.attempts,
            s.max_attempts, s.user_id
-      from started s left join lateral jobqueue.as_json(s.payload) as message(body) on true
+      from started s left join lateral jobqueue.as_json(s.payload) as message(body) on jsonb_typeof(message.body) = 'array'
      order by s.priority, s.run_at, s.id;
 end $$;
 comment on function public.get_next_job is 'Claim and start up to n jobs (FOR UPDATE SKIP LOCKED). Finish each with complete_job or fail_job and its lease_token before the lease ends, or extend_job. args and kwargs are null where the message is not JSON.';
@@ -1006,7 +1006,7 @@ end $$;
 create policy own_jobs on public.job_queue for select to public using (user_id = (select jobqueue.current_user_id()));
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 1, 'job_queue', '9461552b91e3a0607b31908c6c2acc510ad4524f62489f752ab7af8bd8860145');
+        values ('queue', 1, 'job_queue', 'd889b947e5266ddc78dd6368366db60dbe0107795988fa51da5f631759f15ab1');
     end if;
 end $bundle$;
 

@@ -793,7 +793,7 @@ begin
         returning j.*)
     select s.id, s.lease, s.task_name, message.body -> 0, message.body -> 1, s.priority, s.attempts,
            s.max_attempts, s.user_id
-      from started s left join lateral jobqueue.as_json(s.payload) as message(body) on true
+      from started s left join lateral jobqueue.as_json(s.payload) as message(body) on jsonb_typeof(message.body) = 'array'
      order by s.priority, s.run_at, s.id;
 end $$;
 comment on function public.get_next_job is 'Claim and start up to n jobs (FOR UPDATE SKIP LOCKED). Finish each with complete_job or fail_job and its lease_token before the lease ends, or extend_job. args and kwargs are null where the message is not JSON.';

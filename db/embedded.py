@@ -289,6 +289,8 @@ class _Place:
         with psycopg.connect(self._url("postgres"), autocommit=True, connect_timeout=5) as conn:
             if not conn.execute("select 1 from pg_database where datname = %s", (_DATABASE,)).fetchone():
                 conn.execute(psycopg.sql.SQL("create database {}").format(psycopg.sql.Identifier(_DATABASE)))
+            # The queue's schema has this user's name: an application's tables would land there, and find ours in their place.
+            conn.execute(psycopg.sql.SQL("alter role {} set search_path = public").format(psycopg.sql.Identifier(_USER)))
 
     def _runner(self, binaries: Path) -> _Runner:
         if os.geteuid() != 0:

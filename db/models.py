@@ -6,11 +6,14 @@ import uuid
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, SmallInteger, Text, UniqueConstraint, func
+from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, SmallInteger, Text, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 __all__ = ["Base", "Certificate", "CertificateConfig", "Event", "EventOrganiser", "Job"]
+
+# What belongs to a row goes with it, and the database sees to that.
+_OWNED: dict[str, Any] = {"cascade": "all, delete-orphan", "passive_deletes": True}
 
 
 class Base(DeclarativeBase):
@@ -31,7 +34,7 @@ class Job(Base):
     status: Mapped[str] = mapped_column(server_default="pending")
     task_name: Mapped[str | None]
     queue: Mapped[str] = mapped_column(server_default="celery")
-    priority: Mapped[int] = mapped_column(SmallInteger, server_default="5")
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("5"))
     attempts: Mapped[int] = mapped_column(server_default="0")
     max_attempts: Mapped[int] = mapped_column(server_default="3")
     user_id: Mapped[str | None]
@@ -48,7 +51,7 @@ class Job(Base):
     at_most_once: Mapped[bool] = mapped_column(server_default="false")
     redelivered: Mapped[bool] = mapped_column(server_default="false")
     total_starts: Mapped[int] = mapped_column(server_default="0")
-    task_id: Mapped[str] = mapped_column(server_default=func.gen_random_uuid())
+    task_id: Mapped[str] = mapped_column(server_default=text("gen_random_uuid()::text"))
     state: Mapped[str | None]
     result: Mapped[str | None]
     result_binary: Mapped[bytes | None]
@@ -75,8 +78,8 @@ class Event(Base):
     organiser: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    config: Mapped[CertificateConfig | None] = relationship(back_populates="event")
-    organisers: Mapped[list[EventOrganiser]] = relationship(back_populates="event")
+    config: Mapped[CertificateConfig | None] = relationship(back_populates="event", **_OWNED)
+    organisers: Mapped[list[EventOrganiser]] = relationship(back_populates="event", **_OWNED)
 
 
 class EventOrganiser(Base):
@@ -84,7 +87,7 @@ class EventOrganiser(Base):
 
     __tablename__ = "event_organisers"
 
-    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id"), primary_key=True)
+    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"), primary_key=True)
     user_id: Mapped[str] = mapped_column(primary_key=True)
 
     event: Mapped[Event] = relationship(back_populates="organisers")
@@ -95,7 +98,7 @@ class CertificateConfig(Base):
 
     __tablename__ = "certificate_configs"
 
-    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id"), primary_key=True)
+    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"), primary_key=True)
     design: Mapped[dict[str, Any]]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -109,7 +112,7 @@ class Certificate(Base):
     __table_args__ = (UniqueConstraint("event_id", "recipient_key", name="certificates_recipient"),)
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
-    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id"))
+    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id", ondelete="RESTRICT"))
     serial: Mapped[str] = mapped_column(unique=True)
     recipient_name: Mapped[str]
     recipient_key: Mapped[str]

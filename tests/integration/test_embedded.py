@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from celery_jobqueue.db import embedded
+from celery_jobqueue.db import embedded, migrate
 from celery_jobqueue.db.errors import ConfigurationError
 from tests.support.database import one, rows
 from tests.support.postgres_versions import binaries
@@ -203,6 +203,13 @@ def test_down_stops_it_and_keeps_data_and_address(home: Path, url: str) -> None:
     assert "was not properly shut down" not in log(home)
 
 
+def test_an_applications_own_tables_do_not_meet_the_queues(home: Path, url: str) -> None:
+    migrate.migrate(url)
+    rows(url, "create table message (mine text)")
+    assert one(url, "select count(*) from public.message") == 0
+    assert one(url, "select to_regclass('worker')") is None
+
+
 def test_down_where_nothing_ever_was(home: Path) -> None:
     assert embedded.down(home) is False
     assert not home.exists()
@@ -261,7 +268,8 @@ def test_its_files_are_private_and_the_password_is_nowhere_else(home: Path, url:
     assert [oct((place(home) / name).stat().st_mode & 0o777) for name in (".", "data", "password")] == ["0o700", "0o700", "0o600"]
     for process in (server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())):
         for file in ("cmdline", "environ"):
-            assert password.encode() not in Path(f"/proc/{process}/{file}").read_bytes()
+            with suppress(FileNotFoundError, ProcessLookupError):  # a backend that has ended meanwhile
+                assert password.encode() not in Path(f"/proc/{process}/{file}").read_bytes()
     holders = [path.name for path in place(home).rglob("*") if path.is_file() and password.encode() in path.read_bytes()]
     assert holders == ["password"]
 

@@ -21,6 +21,7 @@ from celery.result import GroupResult, allow_join_result, result_from_tuple
 from kombu.utils.encoding import safe_str
 from kombu.utils.json import dumps as json_dumps
 
+from celery_jobqueue.broker.chords import ChordBackend
 from celery_jobqueue.broker.claims import text_array
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.cycle import channel_of
@@ -32,9 +33,6 @@ from celery_jobqueue.broker.sql import Statement, statement
 from celery_jobqueue.db.url import masked
 
 __all__ = ["ResultBackend"]
-
-#: The work is done: a restart or failover of the server must not lose its result. Seconds.
-_STORE_PATIENCE = 120.0
 
 
 class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
@@ -141,7 +139,7 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
             session.close()
 
 
-class ResultBackend(AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
+class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
     """Celery's result backend on the job queue's own database."""
 
     ResultConsumer = ResultConsumer
@@ -190,8 +188,8 @@ class ResultBackend(AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
             try:
                 return session.run(call)[0]
             except self.retryable:
-                if fresh:
-                    if time.monotonic() + pause > deadline:
+                if fresh or session.in_transaction:
+                    if session.in_transaction or time.monotonic() + pause > deadline:
                         raise
                     time.sleep(pause)
                     pause = min(2 * pause, 5.0)
@@ -214,9 +212,12 @@ class ResultBackend(AsyncBackendMixin, BaseBackend):  # type: ignore[misc]
         if lease is not None:
             keep = request.properties["job"].get("keep")
             rows = self._run("store_result", (lease.id, lease.token, state, text, binary, encoded_meta, traceback,
-                                              error, "f" if keep else "t"), patience=_STORE_PATIENCE)
-            # A lost lease means that somebody else has the job now; what this run found out is no longer asked for.
-            return result if rows[0][0] == "t" else None
+                                              error, "f" if keep else "t"), patience=self.patience)
+            if rows[0][0] != "t":
+                # Somebody else has the job now; what this run found out is no longer asked for, by chords neither.
+                request.properties["job"]["lost"] = True
+                return None
+            return result
         self._run("store_loose_result", (task_id, state, text, binary, encoded_meta, traceback))
         return result
 

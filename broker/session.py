@@ -11,7 +11,8 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import ceil
 from time import monotonic
 from typing import Any, TypeAlias
@@ -28,6 +29,7 @@ Row: TypeAlias = tuple[str | None, ...]
 Call: TypeAlias = tuple[Statement, Sequence[str | bytes | None]]
 Done: TypeAlias = Callable[[list[list[Row]]], None]
 
+_BEGIN, _COMMIT, _ROLLBACK = (Statement("", text) for text in (b"begin", b"commit", b"rollback"))
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 # Sessions inherited through fork: kept referenced, so that nobody ever closes the parent's socket from the child.
 _inherited: list[object] = []
@@ -62,6 +64,8 @@ class Session:
         self._pid = 0
         self._batch: _Batch | None = None
         self._lock = threading.RLock()
+        self.in_transaction = False
+        self._begun = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -126,12 +130,39 @@ class Session:
         connection broke while committing.
         """
         with self._lock:
+            if self._begun and not self.connected:
+                raise psycopg.OperationalError("the connection to PostgreSQL was lost in a transaction")
             self.connect()
             self._finish()
             answers: list[list[Row]] = []
-            self.send(calls, answers.extend)
+            begins = self.in_transaction and not self._begun
+            self._begun = self._begun or begins
+            self.send([(_BEGIN, ()), *calls] if begins else calls, answers.extend)
             self._finish()
-            return answers
+            return answers[1:] if begins else answers
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One transaction for every `run` in the block; it begins with the first and commits at the end.
+
+        An exception rolls back. Raises psycopg.Error when a statement failed and the block went on regardless.
+        """
+        with self._lock:
+            assert not self.in_transaction, "no transaction inside of another"
+            self.in_transaction = True
+            try:
+                yield
+                if self._begun:
+                    if self._pgconn().transaction_status == pq.TransactionStatus.INERROR:  # COMMIT would roll back, silently
+                        raise errors.InFailedSqlTransaction("a statement of this transaction failed")
+                    self.run((_COMMIT, ()))
+            except BaseException:
+                if self._begun and self.connected:
+                    with suppress(psycopg.Error):
+                        self.run((_ROLLBACK, ()))
+                raise
+            finally:
+                self.in_transaction = self._begun = False
 
     def send(self, calls: Sequence[Call], done: Done | None = None) -> None:
         """Send the calls as one transaction and return; `done` gets the rows of each call once on_readable has them."""

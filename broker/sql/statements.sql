@@ -147,11 +147,31 @@ delete from jobqueue.group_result where group_id = $1;
 
 -- name: expire_results
 with loose as (delete from jobqueue.result where stored_at < now() - $1::interval),
-     groups as (delete from jobqueue.group_result where stored_at < now() - $1::interval)
+     groups as (delete from jobqueue.group_result where stored_at < now() - $1::interval),
+     chords as (delete from jobqueue.chord where changed_at < now() - $1::interval)
 update public.job_queue set state = null, result = null, result_binary = null, result_meta = null
  where id in (select id from public.job_queue
                where status in ('completed', 'failed') and state is not null and finished_at < now() - $1::interval
                limit 10000);
+
+-- name: begin_chord
+select jobqueue.begin_chord($1, $2, $3::bytea);
+
+-- name: size_chord
+select jobqueue.size_chord($1, $2::integer, $3::integer);
+
+-- name: chord_part_ended
+select jobqueue.chord_part_ended($1, $2, $3::integer, $4, $5, $6::bytea);
+
+-- name: chord_parts
+select task_id, state, result, result_binary from jobqueue.chord_part where group_id = $1
+ order by (position < 0), position, number;
+
+-- name: chord_header
+select header, header_binary from jobqueue.chord where group_id = $1;
+
+-- name: forget_chord_parts
+delete from jobqueue.chord_part where group_id = $1;
 
 -- name: wait_for_results
 insert into jobqueue.waiter (reply_to) values ($1) on conflict (reply_to) do update set seen_at = now();

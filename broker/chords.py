@@ -1,0 +1,141 @@
+"""Chords without polling: the header task that ends last publishes the body.
+
+Its job's completion, the count and the body are one transaction: whoever is killed when, the body is published once. With
+Celery's own way a task looks every second whether the header has ended, and each look costs two jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from celery import states
+from celery.backends.base import _create_chord_error_with_cause
+from celery.canvas import maybe_signature
+from celery.exceptions import ChordError
+from celery.result import GroupResult, ResultSet, result_from_tuple
+from celery.utils.functional import _regen
+
+__all__ = ["ChordBackend"]
+
+logger = logging.getLogger(__name__)
+
+
+class ChordBackend:
+    """What a result backend needs for chords; a part of ResultBackend."""
+
+    app: Any
+    _session: Any
+    _run: Callable[..., Any]
+    _encoded: Callable[..., Any]
+    encode_result: Callable[..., Any]
+    #: The work is done: a restart or failover of the server must not lose its result. Seconds to go on trying.
+    patience = 120.0
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """A chord is about to be published: forget an earlier run of it, remember how its results nest."""
+        group_id, results = header_result_args[0], header_result_args[1]
+        header: tuple[str | None, bytes | None] = (None, None)
+        if not isinstance(results, _regen):
+            nested = self.app.GroupResult(*header_result_args)
+            if any(isinstance(result, GroupResult) for result in nested.results):
+                header = self._encoded({"result": nested.as_tuple()})
+        self._run("begin_chord", (group_id, *header))
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """The header is published but for its last task, and has this many."""
+        self._run("size_chord", (group_id, str(chord_size), "0"))
+
+    def add_to_chord(self, group_id: str, result: Any) -> None:
+        """A running header task puts in one more."""
+        self._run("size_chord", (group_id, None, "1"))
+
+    # -- a header task ends: one transaction ---------------------------------------------------------------------------
+
+    def mark_as_done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The task succeeded."""
+        return self._together(request, lambda: super(ChordBackend, self).mark_as_done(  # type: ignore[misc]
+            task_id, result, request, *args, **kwargs))
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None,
+                        *args: Any, **kwargs: Any) -> Any:
+        """The task failed."""
+        return self._together(request, lambda: super(ChordBackend, self).mark_as_failure(  # type: ignore[misc]
+            task_id, exc, traceback, request, *args, **kwargs))
+
+    def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The task was revoked."""
+        return self._together(request, lambda: super(ChordBackend, self).mark_as_revoked(  # type: ignore[misc]
+            task_id, reason, request, *args, **kwargs))
+
+    def _together(self, request: Any, mark: Callable[[], Any]) -> Any:
+        session = self._session
+        if not request or not request.chord or session.in_transaction:
+            return mark()
+        deadline, pause = time.monotonic() + self.patience, 0.0
+        while True:
+            try:
+                with session.transaction():
+                    return mark()
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause + 0.1, 5.0)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Count the task; publish the body when it was the last."""
+        group_id, job = request.group, (request.properties or {}).get("job") or {}
+        if not group_id or not request.id or job.get("lost"):
+            return
+        position = -1 if request.group_index is None else request.group_index
+        text, binary = self._encoded(self.encode_result(result, state))
+        [[completed]] = self._run("chord_part_ended", (group_id, request.id, str(position), state, text, binary))
+        if completed == "t":
+            self._dispatch(group_id, maybe_signature(request.chord, app=self.app))
+
+    def _dispatch(self, group_id: str, body: Any) -> None:
+        try:
+            values = self._values(group_id)
+        except ChordError as error:
+            logger.exception("Chord %r raised: %r", group_id, error)
+            self.chord_error_from_stack(body, error)  # type: ignore[attr-defined]
+            return
+        try:
+            body.delay(values)
+        except psycopg.Error:
+            raise
+        except Exception as error:
+            logger.exception("Chord callback for %r raised: %r", group_id, error)
+            self.chord_error_from_stack(  # type: ignore[attr-defined]
+                body, _create_chord_error_with_cause(message=f"Callback error: {error!r}", original_exc=error))
+
+    def _values(self, group_id: str) -> list[Any]:
+        """What the body gets. Raises ChordError when a part of the header failed."""
+        by_task: dict[str, Any] = {}
+        flat: list[Any] = []
+        for task_id, state, text, binary in self._run("chord_parts", (group_id,)):
+            value = self.decode(text if binary is None else bytes.fromhex(binary[2:]))  # type: ignore[attr-defined]
+            if state in states.EXCEPTION_STATES:
+                value = self.exception_to_python(value)  # type: ignore[attr-defined]
+            if state in states.PROPAGATE_STATES:
+                raise _create_chord_error_with_cause(message=f"Dependency {task_id} raised {value!r}", original_exc=value)
+            by_task[task_id] = value
+            flat.append(value)
+        [[text, binary]] = self._run("chord_header", (group_id,))
+        self._run("forget_chord_parts", (group_id,))
+        if text is None and binary is None:
+            return flat
+        header = self.decode(text if binary is None else bytes.fromhex(binary[2:]))  # type: ignore[attr-defined]
+        return [_value_of(result, by_task) for result in result_from_tuple(header["result"], self.app).results]
+
+
+def _value_of(result: Any, by_task: dict[str, Any]) -> Any:
+    """The value of one header result. All leaves of nested groups are parts of the chord, so nobody waits here."""
+    if isinstance(result, ResultSet):
+        return [_value_of(child, by_task) for child in result.results or []]
+    return by_task[result.id]
+

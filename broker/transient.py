@@ -27,6 +27,9 @@ Run = Callable[..., list[list[Row]]]
 #: mostly with nobody listening, and may miss a listener's first second; a queue's kind hardly ever changes.
 _TOPIC_TTL = 1.0
 _QUEUE_TTL = 10.0
+#: A transient queue declared without x-expires outlives a consumer that was killed by this long; RabbitMQ would see the
+#: connection end. Long enough for a live consumer that takes its time over a message.
+_ORPHANED_AFTER = "3600000 milliseconds"
 
 
 def is_transient(auto_delete: bool, exclusive: bool, arguments: Mapping[str, Any] | None) -> bool:
@@ -104,7 +107,8 @@ class Topology:
             self.auto_delete.add(name)
         call = (statement("declare_queue"), (
             name, "t" if transient else "f", "t" if auto_delete else "f",
-            _milliseconds(arguments.get("x-expires")), _milliseconds(arguments.get("x-message-ttl"))))
+            _milliseconds(arguments.get("x-expires")) or (_ORPHANED_AFTER if transient else None),
+            _milliseconds(arguments.get("x-message-ttl"))))
         if transient:
             self._known.pop(("", name), None)
             self._run(call)

@@ -351,6 +351,18 @@ def test_a_dead_clients_queues_are_reaped(database_url: str, start_worker: Start
     assert one(database_url, "select count(*) from jobqueue.binding where queue = %s", (reply_queue,)) == 0
 
 
+def test_a_killed_subscribers_queue_does_not_collect_messages_for_ever(database_url: str, tmp_path: Path) -> None:
+    with program(database_url, tmp_path / "a", "-c", CONSUMER, "fanout", "transient", "a", "") as subscriber:
+        subscriber.wait_for("listening")
+    rows(database_url, "select jobqueue.reap()")
+    assert transient_queues(database_url) == {"a"}  # it might come back, or be busy
+    rows(database_url, "update jobqueue.queue set used_at = now() - interval '1 day'")
+    assert one(database_url, "select jobqueue.reap()") == 1
+    with Connection(database_url) as connection:
+        Producer(connection, exchange=Exchange("news", "fanout", durable=True)).publish("x", serializer="json")
+    assert one(database_url, "select count(*) from jobqueue.message") == 0
+
+
 def test_the_rpc_result_backend_works_too(make_client: Callable[..., Celery], database_url: str, start_worker: Start) -> None:
     app = make_client(result_backend="rpc://")
     start_worker("-c", "1", TEST_BACKEND="rpc://")

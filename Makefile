@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types tests bundle clean
+.PHONY: help setup demo test lint types tests upstream bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -32,6 +32,9 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST)
+
+upstream: $(STAMP) ## Celery's and kombu's own suites against us (half an hour; needs redis-server; UPSTREAM='--pool threads test_tasks.py')
+	@$(BIN)/python -m tests.upstream.run $(UPSTREAM)
 
 bundle: $(STAMP) ## regenerate db/create_*.sql from the migrations
 	$(BIN)/python -m celery_jobqueue.db bundle --write

@@ -141,7 +141,7 @@ def _tell_more(own: bool) -> None:
     sql = "SELECT status, task_name, attempts, error_message FROM job_queue ORDER BY created_at DESC LIMIT 50;"
     _LINE(f"""
 Look further
-  a worker     {here}/celery -A tasks worker
+  a worker     {here}/celery -A tasks worker --loglevel INFO
   Flower       {here}/celery -A tasks flower --address=127.0.0.1        then open http://127.0.0.1:5555
   the queue    {here}/jobqueue status
   SQL          {_psql(own)} {place} -c "{sql}\"""")

@@ -13,6 +13,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 
 from celery_jobqueue.broker.claims import Claims
+from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.context import lease_of, running_request
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient, encode_job, job_id, storable
@@ -176,13 +177,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         jobs = [queue for queue, transient in destinations if not transient]
         letters = [queue for queue, transient in destinations if transient]
         calls: list[Call] = []
+        handed_over = collected(transport.settings.conninfo)
         if letters:
-            if not jobs:
+            if not jobs and handed_over is None:
                 calls.append((statement("asynchronous_commit"), ()))
             calls.append(send_call(message, letters, transport.settings.priority_scale))
         for queue in jobs:
             calls += self._publish_calls(message, queue, only=len(jobs) == 1)
-        if calls:
+        if handed_over is not None:
+            handed_over += calls
+        elif calls:
             self._run_publish(calls)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:

@@ -19,6 +19,8 @@ from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultSet, result_from_tuple
 from celery.utils.functional import _regen
 
+from celery_jobqueue.broker.collector import collecting
+
 __all__ = ["ChordBackend"]
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class ChordBackend:
     """What a result backend needs for chords; a part of ResultBackend."""
 
     app: Any
+    settings: Any
     _session: Any
     _run: Callable[..., Any]
     _encoded: Callable[..., Any]
@@ -78,8 +81,11 @@ class ChordBackend:
         deadline, pause = time.monotonic() + self.patience, 0.0
         while True:
             try:
-                with session.transaction():
-                    return mark()
+                with session.transaction(), collecting(self.settings.conninfo) as published:
+                    marked = mark()
+                    if published:
+                        session.run(*published)
+                    return marked
             except (psycopg.OperationalError, psycopg.InterfaceError):
                 if time.monotonic() + pause > deadline:
                     raise

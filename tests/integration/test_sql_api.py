@@ -18,6 +18,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError, WorkerLostError
 
 from tests.support.database import fresh_database, one
+from tests.support.sql_client import Conn, enqueue, job, take, value
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
@@ -26,41 +27,10 @@ RESCUE = "select * from jobqueue.rescue(gen_random_uuid())"
 
 
 @pytest.fixture
-def conn(database_url: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+def conn(database_url: str) -> Iterator[Conn]:
     """A session of an application that speaks SQL only."""
     with closing(psycopg.connect(database_url, autocommit=True, row_factory=psycopg.rows.dict_row)) as conn:
         yield conn
-
-
-Conn = psycopg.Connection[dict[str, Any]]
-
-
-def value(conn: Conn, query: str, *params: Any) -> Any:
-    """The only value of the answer."""
-    row = conn.execute(query, params).fetchone()
-    assert row is not None
-    return next(iter(row.values()))
-
-
-def enqueue(conn: Conn, task: str = "t.add", **options: Any) -> uuid.UUID:
-    """enqueue_job with named arguments."""
-    named = "".join(f", {name} => %s" for name in options)
-    values = [json.dumps(option) if name in ("args", "kwargs") else option for name, option in options.items()]
-    found = value(conn, f"select enqueue_job(%s{named})", task, *values)
-    assert isinstance(found, uuid.UUID)
-    return found
-
-
-def take(conn: Conn, n: int = 1, lease: str = "5 minutes", queue: str = "celery") -> list[dict[str, Any]]:
-    """get_next_job."""
-    return conn.execute("select * from get_next_job(%s, %s, %s)", (queue, n, lease)).fetchall()
-
-
-def job(conn: Conn, id_: uuid.UUID) -> dict[str, Any]:
-    """The job's row."""
-    row = conn.execute("select * from job_queue where id = %s", (id_,)).fetchone()
-    assert row is not None
-    return row
 
 
 # -- enqueue_job ------------------------------------------------------------------------------------------------------

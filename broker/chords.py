@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -20,10 +21,16 @@ from celery.result import GroupResult, ResultSet, result_from_tuple
 from celery.utils.functional import _regen
 
 from celery_jobqueue.broker.collector import collecting
+from celery_jobqueue.broker.session import Call
+from celery_jobqueue.broker.sql import statement
 
 __all__ = ["ChordBackend"]
 
 logger = logging.getLogger(__name__)
+
+
+class _LeaseLost(Exception):
+    """The header task's job was taken from this worker."""
 
 
 class ChordBackend:
@@ -57,51 +64,61 @@ class ChordBackend:
         self._run("size_chord", (group_id, None, "1"))
 
     # -- a header task ends: one transaction ---------------------------------------------------------------------------
+    # Celery stores the result, counts the part, then calls the task's own errbacks, which are anybody's code. The first two
+    # belong together, the errbacks must find them committed: so the result is held until the part is counted.
 
-    def mark_as_done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
         """The task succeeded."""
-        return self._together(request, lambda: super(ChordBackend, self).mark_as_done(  # type: ignore[misc]
-            task_id, result, request, *args, **kwargs))
+        with self._holding_result(request):
+            super().mark_as_done(task_id, result, request, *args, **kwargs)  # type: ignore[misc]
 
     def mark_as_failure(self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None,
-                        *args: Any, **kwargs: Any) -> Any:
+                        *args: Any, **kwargs: Any) -> None:
         """The task failed."""
-        return self._together(request, lambda: super(ChordBackend, self).mark_as_failure(  # type: ignore[misc]
-            task_id, exc, traceback, request, *args, **kwargs))
+        with self._holding_result(request):
+            super().mark_as_failure(task_id, exc, traceback, request, *args, **kwargs)  # type: ignore[misc]
 
-    def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any) -> None:
         """The task was revoked."""
-        return self._together(request, lambda: super(ChordBackend, self).mark_as_revoked(  # type: ignore[misc]
-            task_id, reason, request, *args, **kwargs))
+        with self._holding_result(request):
+            super().mark_as_revoked(task_id, reason, request, *args, **kwargs)  # type: ignore[misc]
 
-    def _together(self, request: Any, mark: Callable[[], Any]) -> Any:
-        session = self._session
-        if not request or not request.chord or session.in_transaction:
-            return mark()
-        deadline, pause = time.monotonic() + self.patience, 0.0
+    @contextmanager
+    def _holding_result(self, request: Any) -> Iterator[None]:
+        if request and request.chord:
+            request.held_result = []
+        try:
+            yield
+        finally:
+            if request and request.chord:
+                del request.held_result
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Store the task's result and count it; publish the body when it was the last. One transaction."""
+        if not request.group or not request.id:
+            return
+        position = -1 if request.group_index is None else request.group_index
+        part = (request.group, request.id, str(position), state, *self._encoded(self.encode_result(result, state)))
+        calls: list[Call] = [*getattr(request, "held_result", ()), (statement("chord_part_ended"), part)]
+        session, deadline, pause = self._session, time.monotonic() + self.patience, 0.0
         while True:
             try:
                 with session.transaction(), collecting(self.settings.conninfo) as published:
-                    marked = mark()
+                    answers = session.run(*calls)
+                    if len(calls) > 1 and answers[0][0][0] != "t":
+                        raise _LeaseLost
+                    if answers[-1][0][0] == "t":
+                        self._dispatch(request.group, maybe_signature(request.chord, app=self.app))
                     if published:
                         session.run(*published)
-                    return marked
+                return
+            except _LeaseLost:
+                return  # somebody else has the job now; what this run found out is no longer asked for
             except (psycopg.OperationalError, psycopg.InterfaceError):
                 if time.monotonic() + pause > deadline:
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause + 0.1, 5.0)
-
-    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
-        """Count the task; publish the body when it was the last."""
-        group_id, job = request.group, (request.properties or {}).get("job") or {}
-        if not group_id or not request.id or job.get("lost"):
-            return
-        position = -1 if request.group_index is None else request.group_index
-        text, binary = self._encoded(self.encode_result(result, state))
-        [[completed]] = self._run("chord_part_ended", (group_id, request.id, str(position), state, text, binary))
-        if completed == "t":
-            self._dispatch(group_id, maybe_signature(request.chord, app=self.app))
 
     def _dispatch(self, group_id: str, body: Any) -> None:
         try:

@@ -25,7 +25,7 @@ from celery_jobqueue.broker.chords import ChordBackend
 from celery_jobqueue.broker.claims import text_array
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.cycle import channel_of
-from celery_jobqueue.broker.session import Row, Session
+from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.sessions import session_for
 from celery_jobqueue.broker.settings import from_url
 from celery_jobqueue.broker.settlements import describe
@@ -211,13 +211,13 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         lease = lease_of(request) if request is not None and getattr(request, "id", None) == task_id else None
         if lease is not None:
             keep = request.properties["job"].get("keep")
-            rows = self._run("store_result", (lease.id, lease.token, state, text, binary, encoded_meta, traceback,
-                                              error, "f" if keep else "t"), patience=self.patience)
-            if rows[0][0] != "t":
-                # Somebody else has the job now; what this run found out is no longer asked for, by chords neither.
-                request.properties["job"]["lost"] = True
-                return None
-            return result
+            params = (lease.id, lease.token, state, text, binary, encoded_meta, traceback, error, "f" if keep else "t")
+            held: list[Call] | None = getattr(request, "held_result", None)
+            if held is not None and state in self.READY_STATES:
+                held.append((statement("store_result"), params))  # broker/chords.py stores it
+                return result
+            # A lost lease means that somebody else has the job now; what this run found out is no longer asked for.
+            return result if self._run("store_result", params, patience=self.patience)[0][0] == "t" else None
         self._run("store_loose_result", (task_id, state, text, binary, encoded_meta, traceback))
         return result
 

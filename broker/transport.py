@@ -16,6 +16,7 @@ from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.channel import Channel, Delivered
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
+from celery_jobqueue.broker.flower import install as _install_in_flower
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, settlements_for
@@ -56,6 +57,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
+        _install_in_flower(client.alt)
         self.settings = settings.read(client)
         self.session = Session(self.settings.conninfo, prepare=not self.settings.pooled,
                                timeout=self.settings.timeout, connect_timeout=self.settings.connect_timeout)

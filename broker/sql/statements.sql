@@ -179,5 +179,84 @@ insert into jobqueue.waiter (reply_to) values ($1) on conflict (reply_to) do upd
 -- name: stop_waiting
 delete from jobqueue.waiter where reply_to = $1;
 
+-- name: watch_settings
+-- For looks by people and their tools: bounded in time, and no scan of the table whatever the planner believes of its size.
+select set_config('statement_timeout', $1, true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true);
+
+-- name: watch_queues
+-- Nobody counts beyond $2, in the claim's index and the owner's. A worker is alive as rescue sees it, but without waiting for one.
+with recursive waiting (name) as (
+    (select queue from public.job_queue where status = 'pending' and owner is null order by queue limit 1)
+     union all
+    select (select j.queue from public.job_queue j
+             where j.status = 'pending' and j.owner is null and j.queue > waiting.name order by j.queue limit 1)
+      from waiting where waiting.name is not null),
+held as materialized (
+    select queue, status from public.job_queue where owner is not null limit $2::integer),
+holders as (
+    select queue, count(*) filter (where status = 'pending') as reserved,
+           count(*) filter (where status = 'processing') as processing
+      from held group by queue),
+consumers as materialized (
+    select unnest(w.queues) as queue
+      from jobqueue.worker w
+     where w.heartbeat_at > now() - w.heartbeat_limit
+       and (not w.holds_lock or exists (
+            select from pg_locks l
+             where l.locktype = 'advisory' and l.objsubid = 1
+               and l.database = (select d.oid from pg_database d where d.datname = current_database())
+               and (l.classid::bigint << 32) + l.objid::bigint
+                   = ('x' || left(replace(w.id::text, '-', ''), 16))::bit(64)::bigint))),
+names as (
+    select unnest($1::text[]) as name
+     union select name from waiting where name is not null
+     union select queue from held
+     union select queue from consumers
+     union select name from jobqueue.queue where not transient)
+select names.name, coalesce(q.transient, false), ready.n, scheduled.n, holders.reserved, holders.processing,
+       (select count(*) from held), (select count(*) from consumers c where c.queue = names.name), oldest.seconds
+  from names
+  left join jobqueue.queue q on q.name = names.name
+  left join holders on holders.queue = names.name
+ cross join lateral (
+    select count(*) as n from (
+        select from generate_series(1, 10) as p(priority) cross join lateral (
+            select from public.job_queue j
+             where j.queue = names.name and j.priority = p.priority and j.status = 'pending' and j.owner is null
+               and j.run_at <= now()) due
+         limit $2::integer) counted) ready
+ cross join lateral (
+    select count(*) as n from (
+        select from generate_series(1, 10) as p(priority) cross join lateral (
+            select from public.job_queue j
+             where j.queue = names.name and j.priority = p.priority and j.status = 'pending' and j.owner is null
+               and j.run_at > now()) later
+         limit $2::integer) counted) scheduled
+ cross join lateral (
+    select extract(epoch from now() - min(first.run_at)) as seconds
+      from generate_series(1, 10) as p(priority) cross join lateral (
+        select j.run_at from public.job_queue j
+         where j.queue = names.name and j.priority = p.priority and j.status = 'pending' and j.owner is null
+           and j.run_at <= now()
+         order by j.run_at limit 1) first) oldest;
+
+-- name: watch_activity
+-- The newest jobs by their time-ordered ids. Random ids lie anywhere, hence not from the end but from (nearly) now.
+select queue, extract(epoch from max(greatest(created_at, started_at, finished_at)))
+  from (select queue, created_at, started_at, finished_at from public.job_queue
+         where id < (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid
+         order by id desc limit $1::integer) newest
+ group by queue;
+
+-- name: watch_failures
+select queue, count(*) filter (where finished_at > now() - interval '1 hour'), count(*)
+  from (select queue, finished_at from public.job_queue where status = 'failed' order by created_at desc limit $1::integer) newest
+ group by queue;
+
+-- name: watch_messages
+select name, (select count(*) from (select from jobqueue.message m where m.queue = name limit $2::integer) counted)
+  from unnest($1::text[]) as name;
+
 -- name: schema_version
 select max(version) from jobqueue.migration where line = 'queue';

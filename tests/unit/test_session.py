@@ -184,6 +184,17 @@ def test_send_does_not_wait(session: Session) -> None:
     assert took == [[[("", "done")]]]
 
 
+def test_what_the_kernel_does_not_take_at_once_is_sent_when_it_can(session: Session) -> None:
+    session.connect()
+    took: list[list[list[Row]]] = []
+    session.send([(plain("select length($1::text)"), ("x" * 32_000_000,))], took.append)
+    assert session.wants_write()
+    before = time.monotonic()
+    session.finish()
+    assert time.monotonic() - before < 5  # woken by room in the socket, not by a timeout now and then
+    assert (took, session.wants_write()) == ([[[("32000000",)]]], False)
+
+
 def test_an_error_of_a_sent_batch_comes_with_its_answer(session: Session) -> None:
     session.connect()
     took: list[list[list[Row]]] = []

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import http.client
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.support.app import make_app
-from tests.support.database import fresh_database, one, rows
+from tests.support.database import fresh_database, rows
+from tests.support.flower import Flower, chromium, flower, watched_page
 from tests.support.waiting import wait_until
-from tests.support.workers import ROOT, worker
-
-USER, PASSWORD = "admin", "not-so-secret"
+from tests.support.workers import worker
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
     """A running Flower, and the jobs it has seen: good, bad and running are task ids."""
 
-    address: str
+    flower: Flower
     database_url: str
     worker: str
     good: str
@@ -40,97 +29,35 @@ class Site:
     running: str
     screenshots: Path
 
-    def get(self, path: str, *, user: str | None = USER) -> tuple[int, str]:
-        """Status and body of a page."""
-        headers = {"Authorization": "Basic " + base64.b64encode(f"{user}:{PASSWORD}".encode()).decode()} if user else {}
-        connection = http.client.HTTPConnection(self.address, timeout=10)
-        with contextlib.closing(connection):
-            connection.request("GET", path, headers=headers)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-
-    def states(self) -> dict[str, str]:
-        """The state of every task as Flower knows it."""
-        status, body = self.get("/api/tasks")
-        assert status == 200, body
-        return {task_id: task["state"] for task_id, task in json.loads(body).items()}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextlib.contextmanager
-def flower(database_url: str, log: Path) -> Iterator[str]:
-    """Host and port of a Flower that captures events, stopped at the end."""
-    port = free_port()
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tests.support.app", "flower", "--address=127.0.0.1",
-             f"--port={port}", f"--basic_auth={USER}:{PASSWORD}"],
-            cwd=ROOT, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
-            env={**os.environ, "DATABASE_URL": database_url})
-
-    def captures() -> bool:
-        assert process.poll() is None, f"Flower ended:\n{log.read_text()[-4000:]}"
-        return bool(one(database_url, "select count(*) from jobqueue.binding where exchange = 'celeryev'"))
-
-    try:
-        wait_until(captures, "Flower captures events", 60)
-        yield f"127.0.0.1:{port}"
-        process.terminate()
-        assert process.wait(20) == 0, log.read_text()[-4000:]
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-
 
 @pytest.fixture(scope="module")
 def site(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Flower beside a worker that has finished a job, failed one and runs one."""
     home = tmp_path_factory.mktemp("flower")
-    with (fresh_database(server, template) as url, flower(url, home / "flower.log") as address,
+    with (fresh_database(server, template) as url, flower(url, home) as shown,
           worker(url, home, "tests.support.app", "-E") as running):
         app = make_app(url)
         mark = str(home / "mark")
         good, bad = app.tasks["t.add"].delay(20, 22), app.tasks["t.boom"].delay("the ink <b>ran</b> out")
         for number in range(8):
             app.tasks["t.add"].delay(number, y=1)
-        made = Site(address, url, running.name, good.id, bad.id, app.tasks["t.wait"].delay(mark).id, home)
-        wait_until(lambda: sorted(set(made.states().values())) == ["FAILURE", "STARTED", "SUCCESS"]
-                   and len(made.states()) == 11, "Flower knows every job")
+        made = Site(shown, url, running.name, good.id, bad.id, app.tasks["t.wait"].delay(mark).id, home)
+        wait_until(lambda: sorted(set(shown.states().values())) == ["FAILURE", "STARTED", "SUCCESS"]
+                   and len(shown.states()) == 11, "Flower knows every job")
         app.close()
         yield made
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
 def page(browser: Browser, site: Site) -> Iterator[Page]:
-    """A browser page that is logged in. At the end nothing may have gone wrong on it."""
-    context = browser.new_context(base_url=f"http://{site.address}", viewport={"width": 1280, "height": 800},
-                                  http_credentials={"username": USER, "password": PASSWORD})
-    context.set_default_timeout(20_000)
-    tab = context.new_page()
-    wrong: list[str] = []
-    tab.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("requestfailed", lambda request: wrong.append(f"{request.url}: {request.failure}")
-           if request.failure != "net::ERR_ABORTED" else None)  # aborted: by our going to another page
-    tab.on("response", lambda response: wrong.append(f"{response.url}: {response.status}") if response.status >= 400 else None)
-    yield tab
-    seen = list(wrong)  # what closing cuts off is no error
-    context.close()
-    assert not seen
+    with watched_page(browser, site.flower) as tab:
+        yield tab
 
 
 def details(page: Page) -> dict[str, str]:
@@ -141,24 +68,22 @@ def details(page: Page) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", ["/", "/workers", "/tasks", "/api/workers", "/api/tasks"])
 def test_without_credentials_nothing_is_shown(site: Site, path: str) -> None:
-    status, body = site.get(path, user=None)
+    status, body = site.flower.get(path, user=None)
     assert (status, body) == (401, "" if path.startswith("/api") else "Access denied")
-    assert site.get(path, user="somebody")[0] == 401
-    assert site.get(path)[0] == 200
+    assert site.flower.get(path, user="somebody")[0] == 401
+    assert site.flower.get(path)[0] == 200
 
 
 def test_it_says_that_it_is_healthy(site: Site) -> None:
-    assert site.get("/healthcheck", user=None) == (200, "OK")
-    status, metrics = site.get("/metrics")
+    assert site.flower.get("/healthcheck", user=None) == (200, "OK")
+    status, metrics = site.flower.get("/metrics")
     assert status == 200
     assert f'flower_worker_online{{worker="{site.worker}"}} 1.0' in metrics
     assert f'flower_events_total{{task="t.boom",type="task-failed",worker="{site.worker}"}} 1.0' in metrics
 
 
 def test_the_inspect_pages_api_answers(site: Site) -> None:
-    status, body = site.get("/api/workers?refresh=1")
-    assert status == 200
-    worker_info: dict[str, Any] = json.loads(body)[site.worker]
+    worker_info: dict[str, Any] = site.flower.json("/api/workers?refresh=1")[site.worker]
     assert worker_info["active_queues"][0]["name"] == "celery"
     assert {"t.add", "t.boom"} <= {name.split(" ")[0] for name in worker_info["registered"]}
     assert worker_info["stats"]["pool"]["max-concurrency"] == 2
@@ -234,8 +159,7 @@ def test_a_running_job_is_terminated_from_its_page(site: Site, page: Page, tmp_p
     mark = tmp_path / "mark"
     task_id = app.tasks["t.wait"].delay(str(mark)).id
     app.close()
-    wait_until(lambda: site.states().get(task_id) == "STARTED", "Flower knows that it runs")
-    page.goto("/", wait_until="networkidle")  # a browser that logs in on a page below sends its password for that folder only
+    wait_until(lambda: site.flower.states().get(task_id) == "STARTED", "Flower knows that it runs")
     page.goto(f"/task/{task_id}")
     page.get_by_role("button", name="Terminate").click()
     expect(page.locator("#toast-container")).to_contain_text(task_id)
@@ -245,4 +169,4 @@ def test_a_running_job_is_terminated_from_its_page(site: Site, page: Page, tmp_p
 
     wait_until(lambda: row()["status"] == "failed", "the job has ended")
     assert "terminated" in row()["error_message"]
-    wait_until(lambda: site.states()[task_id] == "REVOKED", "Flower knows that it was revoked")
+    wait_until(lambda: site.flower.states()[task_id] == "REVOKED", "Flower knows that it was revoked")

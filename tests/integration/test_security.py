@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from celery import chord
 from celery.exceptions import TaskRevokedError
 
 from celery_jobqueue.db import embedded, migrate
@@ -22,12 +23,12 @@ from tests.support.waiting import wait_until
 
 TABLES = {"public.job_queue", "public.events", "public.event_organisers", "public.certificate_configs", "public.certificates",
           "jobqueue.worker", "jobqueue.exchange", "jobqueue.queue", "jobqueue.binding", "jobqueue.message", "jobqueue.result",
-          "jobqueue.group_result", "jobqueue.waiter", "jobqueue.migration"}
+          "jobqueue.group_result", "jobqueue.waiter", "jobqueue.chord", "jobqueue.chord_part", "jobqueue.migration"}
 #: What an end user may read of their own jobs.
 VISIBLE = {"id", "status", "task_name", "queue", "priority", "attempts", "max_attempts", "user_id", "error_message", "created_at",
            "run_at", "started_at", "finished_at", "state", "result", "task_id"}
 PUBLISHING = {"public.enqueue_job", "jobqueue.publish", "jobqueue.send", "jobqueue.destinations", "jobqueue.channel",
-              'jobqueue."fetch"', "jobqueue.touch", "jobqueue.reap"}
+              'jobqueue."fetch"', "jobqueue.touch", "jobqueue.reap", "jobqueue.begin_chord", "jobqueue.size_chord"}
 READING = {"public.get_user_jobs", "jobqueue.current_user_id"}
 
 
@@ -142,8 +143,9 @@ def test_a_publisher_neither_claims_nor_finishes_nor_changes_jobs(url: str) -> N
     assert functions(allowed) == PUBLISHING | READING
     assert alter(allowed) == set()
     assert changes(allowed) == {"jobqueue.exchange", "jobqueue.queue", "jobqueue.binding", "jobqueue.waiter", "jobqueue.result",
-                                "jobqueue.group_result", "jobqueue.message"}
-    assert not {statement for statement in allowed if statement.startswith("insert into jobqueue.message")}
+                                "jobqueue.group_result", "jobqueue.message", "jobqueue.chord", "jobqueue.chord_part"}
+    # Neither around jobqueue.send, nor saying that a chord's task has ended.
+    assert not {statement for statement in allowed if re.match(r"insert into jobqueue\.(message|chord_part)", statement)}
 
 
 def test_a_worker_has_the_queue_and_nothing_else(url: str) -> None:
@@ -303,9 +305,14 @@ def test_a_worker_and_a_publisher_need_no_more_than_their_roles(own_url: str, tm
         assert added.get(timeout=20) == 5
         assert app.control.inspect(timeout=10, limit=1).ping() == {worker.name: {"ok": "pong"}}
         assert flaky.get(timeout=20) == "at last"
+        by_sql = one(supabase.login(own_url, supabase.PUBLISHER), "select enqueue_job('t.add', '[3, 4]')::text")
+        assert app.AsyncResult(by_sql).get(timeout=20) == 7
         failing = app.tasks["t.final"].delay()
         with pytest.raises(Exception, match="no use"):
             failing.get(timeout=20)
+        add = app.tasks["t.add"]
+        body = app.tasks["celery.accumulate"].s(index=0)
+        assert chord([add.s(1, 1), add.s(2, 2)], body)().get(timeout=20) == [2, 4]
         again = app.tasks["t.again"].delay(2)
         assert again.get(timeout=20) == 2
         mark = str(tmp_path / "mark")

@@ -1,4 +1,4 @@
-"""Events, remote control and replies: transient messages between processes, through the tools people use."""
+"""Events, remote control, replies and pushed results, through the tools people use."""
 
 from __future__ import annotations
 
@@ -10,27 +10,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
-from kombu import Connection, Exchange, Producer
 
 from celery_jobqueue.broker.results import ResultConsumer
 from tests.support.database import one, rows
+from tests.support.programs import environment, program, transient_queues
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT, Worker
 
 Start = Callable[..., Worker]
-
-
-def environment(url: str) -> dict[str, str]:
-    return {**os.environ, "DATABASE_URL": url}
 
 
 def celery(url: str, *arguments: str) -> str:
@@ -39,45 +33,6 @@ def celery(url: str, *arguments: str) -> str:
                           env=environment(url), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-class Process:
-    """A running program whose lines can be waited for."""
-
-    def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
-        self.process, self.out = process, out
-
-    @property
-    def lines(self) -> list[str]:
-        """What it has said so far."""
-        return self.out.read_text().splitlines()
-
-    def wait_for(self, text: str) -> None:
-        """Return once it has said this."""
-        def said() -> bool:
-            assert text in self.out.read_text() or self.process.poll() is None, self.out.read_text()
-            return text in self.out.read_text()
-
-        wait_until(said, f"{text!r} in {self.lines[-20:]}")
-
-
-@contextmanager
-def program(url: str, out: Path, *arguments: str) -> Iterator[Process]:
-    """A Python program of its own, killed at the end."""
-    with out.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-W", "ignore", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file,
-                                   stderr=subprocess.STDOUT, text=True, env=environment(url), start_new_session=True)
-    try:
-        yield Process(process, out)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
-
-
-def transient_queues(url: str) -> set[str]:
-    """The transient queues there are now."""
-    return {row["name"] for row in rows(url, "select name from jobqueue.queue where transient")}
 
 
 @pytest.fixture
@@ -351,18 +306,6 @@ def test_a_dead_clients_queues_are_reaped(database_url: str, start_worker: Start
     assert one(database_url, "select count(*) from jobqueue.binding where queue = %s", (reply_queue,)) == 0
 
 
-def test_a_killed_subscribers_queue_does_not_collect_messages_for_ever(database_url: str, tmp_path: Path) -> None:
-    with program(database_url, tmp_path / "a", "-c", CONSUMER, "fanout", "transient", "a", "") as subscriber:
-        subscriber.wait_for("listening")
-    rows(database_url, "select jobqueue.reap()")
-    assert transient_queues(database_url) == {"a"}  # it might come back, or be busy
-    rows(database_url, "update jobqueue.queue set used_at = now() - interval '1 day'")
-    assert one(database_url, "select jobqueue.reap()") == 1
-    with Connection(database_url) as connection:
-        Producer(connection, exchange=Exchange("news", "fanout", durable=True)).publish("x", serializer="json")
-    assert one(database_url, "select count(*) from jobqueue.message") == 0
-
-
 def test_the_rpc_result_backend_works_too(make_client: Callable[..., Celery], database_url: str, start_worker: Start) -> None:
     app = make_client(result_backend="rpc://")
     start_worker("-c", "1", TEST_BACKEND="rpc://")
@@ -371,68 +314,3 @@ def test_the_rpc_result_backend_works_too(make_client: Callable[..., Celery], da
     with pytest.raises(ValueError, match="bang"):
         app.tasks["t.boom"].delay("bang").get(timeout=20)
     assert {row["state"] for row in rows(database_url, "select state from job_queue")} == {None}
-
-
-# -- exchanges --------------------------------------------------------------------------------------------------------------
-
-CONSUMER = dedent("""
-    import json, os, sys
-    from kombu import Connection, Consumer, Exchange, Queue
-
-    kind, durable, name, *keys = sys.argv[1:]
-    exchange = Exchange("news", kind, durable=True)
-    queue = Queue(name, durable=durable == "durable", auto_delete=durable != "durable",
-                  bindings=[__import__("kombu").binding(exchange, routing_key=key) for key in keys])
-
-    def take(body, message):
-        print(json.dumps(body), flush=True)
-        message.ack()
-
-    with Connection(os.environ["DATABASE_URL"]) as connection, Consumer(connection, [queue], callbacks=[take], accept=["json"]):
-        print("listening", flush=True)
-        while True:
-            try:
-                connection.drain_events(timeout=5)
-            except TimeoutError:
-                pass
-    """)
-
-BINDINGS = {
-    "direct": {"a": ["red"], "b": ["red", "green"]},
-    "topic": {"a": ["*.urgent"], "b": ["news.#"]},
-    "fanout": {"a": [""], "b": [""]},
-}
-SENT = {
-    "direct": ["red", "green", "blue"],
-    "topic": ["news.urgent", "mail.urgent", "news", "news.a.b", "urgent"],
-    "fanout": ["x", ""],
-}
-RECEIVED = {
-    "direct": {"a": ["red"], "b": ["red", "green"]},
-    "topic": {"a": ["news.urgent", "mail.urgent"], "b": ["news.urgent", "news", "news.a.b"]},
-    "fanout": {"a": ["x", ""], "b": ["x", ""]},
-}
-
-
-@pytest.mark.parametrize("durable", ["durable", "transient"])
-@pytest.mark.parametrize("kind", ["direct", "topic", "fanout"])
-def test_exchanges_route_to_other_processes(kind: str, durable: str, database_url: str, tmp_path: Path) -> None:
-    def consumer(name: str) -> Any:
-        return program(database_url, tmp_path / name, "-c", CONSUMER, kind, durable, name, *BINDINGS[kind][name])
-
-    with consumer("a") as a, consumer("b") as b:
-        for process in (a, b):
-            process.wait_for("listening")
-        with Connection(database_url) as connection:
-            producer = Producer(connection, exchange=Exchange("news", kind, durable=True), serializer="json")
-            for key in SENT[kind]:
-                producer.publish(key, routing_key=key)
-        expected = {name: sorted(map(json.dumps, keys)) for name, keys in RECEIVED[kind].items()}
-
-        def received() -> bool:
-            return {"a": sorted(a.lines[1:]), "b": sorted(b.lines[1:])} == expected
-
-        wait_until(received, f"{expected} arrived, not {a.lines}, {b.lines}")
-        jobs = sum(map(len, RECEIVED[kind].values())) if durable == "durable" else 0
-        wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == jobs, "acknowledged")
-        assert one(database_url, "select count(*) from job_queue") == jobs

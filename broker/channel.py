@@ -9,14 +9,16 @@ from typing import Any
 
 import psycopg
 from amqp import RecoverableConnectionError
+from celery import current_app
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
-from celery_jobqueue.broker.claims import Claims
+from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.context import lease_of, running_request
+from celery_jobqueue.broker.endings import tell_celery
 from celery_jobqueue.broker.identity import identity
-from celery_jobqueue.broker.messages import decode_job, decode_transient, encode_job, job_id, storable
+from celery_jobqueue.broker.messages import decode_job, decode_transient, encode_job, job_id, revocation, storable
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
@@ -168,6 +170,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """
         self._inplace_augment_message(message, exchange, routing_key)
         transport = self._live
+        if (exchange or "").endswith(".pidbox"):
+            self._revoke_waiting(message)
         exchange = storable(exchange, "exchange") or ""
         storable(routing_key, "queue" if not exchange else "routing key")
         kind = self.typeof(exchange).type if exchange else "direct"
@@ -212,6 +216,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             if stmt.name == "rearm" and rows[0][0] != "t":
                 # The lease was lost: the job is somebody else's now, and a stale owner changes nothing.
                 logger.warning("job %s was taken from this worker; its retry is dropped", params[0], extra={"job_id": params[0]})
+
+    def _revoke_waiting(self, message: dict[str, Any]) -> None:
+        """Remote control tells the workers that are alive; jobs that wait must not run in those to come either."""
+        order = revocation(message["body"])
+        if order:
+            [rows] = self._live.run((statement("revoke"), (text_array(order),)))
+            if rows:
+                tell_celery(current_app, rows)
 
     def _rearms(self, message: dict[str, Any]) -> Lease | None:
         """The running job that this message publishes again (Task.retry, Task.replace), if it is one."""

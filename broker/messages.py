@@ -24,7 +24,7 @@ from celery_jobqueue.broker.session import Row
 from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["ETA_IN_WORKER", "decode_job", "decode_lost", "decode_transient", "encode_job", "encode_transient", "job_id",
-           "storable", "uuid7"]
+           "revocation", "storable", "uuid7"]
 
 #: A job due within this many seconds is delivered at once and waits in the worker's timer, where `inspect scheduled`
 #: looks for it; a later one waits in the table (Celery's own suite expects a 5 s ETA in the timer).
@@ -146,6 +146,21 @@ def decode_lost(envelope: str | None, payload: str | None, binary: str | None) -
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         embed = {}
     return message["headers"], (args, kwargs, embed if isinstance(embed, dict) else {}), message["properties"]
+
+
+def revocation(body: object) -> list[str]:
+    """The task ids of a remote control message that revokes them everywhere; empty for any other message."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+    if '"revoke"' not in text:
+        return []
+    try:
+        order = json.loads(text)
+        if order["method"] != "revoke" or order.get("destination"):
+            return []
+        ids = order["arguments"]["task_id"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return []
+    return [str(id_) for id_ in (ids if isinstance(ids, list) else [ids])]
 
 
 def decode_transient(queue: str, envelope: str | None, payload: str | None, binary: str | None, tag: str) -> dict[str, Any]:

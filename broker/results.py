@@ -314,5 +314,7 @@ def _error_text(result: Any) -> str | None:
     if isinstance(result, dict) and "exc_type" in result:
         message = result.get("exc_message")
         text = ", ".join(map(safe_str, message)) if isinstance(message, (list, tuple)) else safe_str(message)
+        if text and result["exc_type"] == "TaskRevokedError":
+            return text  # nobody's error: revoked, expired
         return f"{result['exc_type']}: {text}".replace("\0", "\\0") if text else safe_str(result["exc_type"])
     return None if result is None else describe(result).replace("\0", "\\0")

@@ -11,15 +11,12 @@ from collections import deque
 from typing import Any
 
 from celery import bootsteps, signals
-from celery.app.task import Context
-from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 
+from celery_jobqueue.broker.endings import tell_celery
 from celery_jobqueue.broker.identity import identity
-from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
-from celery_jobqueue.broker.session import Row
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Gate", "JobQueueStep", "install"]
@@ -128,25 +125,6 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The worker leaves for good: its registration goes with the connection."""
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
-
-
-def tell_celery(app: Any, rows: list[Row]) -> None:
-    """Jobs of dead workers without an attempt left have failed: results, errbacks and chords must hear of it."""
-    for row in rows:
-        id_, lease, task_id, task_name, error, envelope, payload, binary = row
-        headers, (args, kwargs, embed), properties = decode_lost(envelope, payload, binary)
-        properties["job"] = {"id": id_, "lease": lease}
-        logger.error("%s (%s, job %s)", error, task_name, id_, extra={"job_id": id_, "task_id": task_id})
-        context = Context(headers, **{
-            "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
-            "delivery_info": properties.get("delivery_info") or {}, **embed})
-        task = app.tasks.get(task_name)
-        backend = app.backend if task is None else task.backend
-        ignored = headers.get("ignore_result")
-        try:
-            backend.mark_as_failure(task_id, WorkerLostError(error), request=context, store_result=not ignored)
-        except Exception:
-            logger.exception("the failure of job %s could not be told to Celery", id_, extra={"job_id": id_})
 
 
 def install() -> None:

@@ -55,6 +55,7 @@ create table public.job_queue (
     leased_until    timestamptz,
     at_most_once    boolean     default false not null,
     redelivered     boolean     default false not null,
+    revoked_at      timestamptz,
     total_starts    integer     default 0 not null,
     task_id         text        default gen_random_uuid()::text not null,
     state           text,
@@ -86,6 +87,7 @@ comment on column public.job_queue.owner is 'The worker process that has claimed
 comment on column public.job_queue.lease is 'Fencing token of the last claim: only who knows it may finish the job';
 comment on column public.job_queue.leased_until is 'Only for get_next_job(): after this moment the job is taken back';
 comment on column public.job_queue.at_most_once is 'Started with early acknowledgement: never run again by itself, even if its worker dies';
+comment on column public.job_queue.revoked_at is 'Somebody asked that the job shall not run (again); it stops by itself only if told to terminate';
 comment on column public.job_queue.task_id is 'Celery''s task id. Not unique: publishing the same id twice is two jobs.';
 comment on column public.job_queue.state is 'Celery''s own state (SUCCESS, FAILURE, RETRY, PROGRESS …); null when results are ignored';
 comment on column public.job_queue.result is 'Return value, exception or progress as JSON; result_binary where it was serialized otherwise';
@@ -503,12 +505,12 @@ declare
     v_queue text;
 begin
     update public.job_queue j
-       set status        = case when p_retry and j.attempts < j.max_attempts then 'pending' else 'failed' end,
-           run_at        = case when p_retry and j.attempts < j.max_attempts
+       set status        = case when p_retry and j.attempts < j.max_attempts and j.revoked_at is null then 'pending' else 'failed' end,
+           run_at        = case when p_retry and j.attempts < j.max_attempts and j.revoked_at is null
                                 then clock_timestamp() + coalesce(p_delay, jobqueue.backoff(j.attempts))
                                 else j.run_at end,
-           started_at    = case when p_retry and j.attempts < j.max_attempts then null else j.started_at end,
-           finished_at   = case when p_retry and j.attempts < j.max_attempts then null else clock_timestamp() end,
+           started_at    = case when p_retry and j.attempts < j.max_attempts and j.revoked_at is null then null else j.started_at end,
+           finished_at   = case when p_retry and j.attempts < j.max_attempts and j.revoked_at is null then null else clock_timestamp() end,
            redelivered   = j.redelivered or p_retry,
            owner         = null,
            leased_until  = null,
@@ -680,8 +682,10 @@ begin
     return query
     with lost as (
         select j.id, j.status, j.queue,
-               'Worker lost: ' || coalesce(j.worker, 'unknown') || ' stopped while the job was running' as error,
-               j.status = 'processing' and (j.at_most_once or j.attempts >= j.max_attempts) as ends
+               case when j.revoked_at is not null then 'revoked'
+                    else 'Worker lost: ' || coalesce(j.worker, 'unknown') || ' stopped while the job was running' end as error,
+               j.revoked_at is not null
+               or j.status = 'processing' and (j.at_most_once or j.attempts >= j.max_attempts) as ends
           from public.job_queue j
          where (j.owner is not null and j.leased_until is null
                 and not exists (select from jobqueue.worker x where x.id = j.owner))
@@ -693,7 +697,7 @@ begin
                finished_at   = case when lost.ends then now() end,
                started_at    = case when lost.ends then j.started_at end,
                redelivered   = j.redelivered or lost.status = 'processing',
-               error_message = case when lost.status = 'processing' then lost.error else j.error_message end,
+               error_message = case when lost.status = 'processing' or lost.ends then lost.error else j.error_message end,
                errors        = case when lost.status = 'processing'
                                     then jobqueue.with_error(j.errors, j.total_starts, j.worker, lost.error) else j.errors end,
                -- A new lease: whoever comes back from the dead with the old one changes nothing.
@@ -708,6 +712,38 @@ begin
       from settled cross join woken where settled.ends;
 end $$;
 comment on function jobqueue.rescue is 'Take back the jobs of dead workers and expired leases. Returns those that had no attempt left and failed, so that Celery can be told.';
+
+create function jobqueue.revoke(p_task_ids text[])
+returns table (id uuid, lease uuid, task_id text, task_name text, error text, envelope text, payload text, payload_binary bytea)
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_ids uuid[];
+begin
+    -- What a worker has already is the worker's: it hears of the revocation too. Noted for the case that it dies.
+    update public.job_queue j set revoked_at = clock_timestamp()
+     where j.task_id = any (p_task_ids) and j.status in ('pending', 'processing') and j.revoked_at is null;
+    with taken as (
+        update public.job_queue j set owner = j.id
+         where j.task_id = any (p_task_ids) and j.status = 'pending' and j.owner is null
+        returning j.id)
+    select array_agg(taken.id) into v_ids from taken;
+    -- As Celery's worker would write it; where results are ignored there is no state.
+    update public.job_queue j
+       set status = 'failed', owner = null, lease = gen_random_uuid(), finished_at = clock_timestamp(), error_message = 'revoked',
+           state  = case when ignored.it then null else 'REVOKED' end,
+           result = case when ignored.it then null
+                         else '{"exc_type": "TaskRevokedError", "exc_message": ["revoked"], "exc_module": "celery.exceptions"}' end
+      from (select x.id, coalesce(x.envelope, '') like '%"ignore_result": true%' as it
+              from public.job_queue x where x.id = any (v_ids)) ignored
+     where j.id = ignored.id;
+    perform jobqueue.tell_waiter(j.reply_to, j.task_id) from public.job_queue j where j.id = any (v_ids);
+    return query
+    select j.id, j.lease, j.task_id, j.task_name, j.error_message, j.envelope, j.payload, j.payload_binary
+      from public.job_queue j where j.id = any (v_ids);
+end $$;
+comment on function jobqueue.revoke is 'Tasks that shall not run: those that nobody has yet fail at once. Returns them, so that Celery can be told.';
 
 create function jobqueue.fetch(p_queues text[], p_limit integer)
 returns table (id bigint, queue text, envelope text, payload text, payload_binary bytea)
@@ -903,6 +939,7 @@ begin
     new.leased_until := null;
     if new.status = 'pending' then
         new.at_most_once := false;
+        new.revoked_at   := null;
         new.redelivered  := new.total_starts > 0;
         new.attempts     := least(new.attempts, new.max_attempts - 1);
         new.run_at       := least(new.run_at, now());
@@ -980,7 +1017,7 @@ begin
             execute format('create policy %I on %s for select to %I using (true)', 'read_by_' || r, t, r);
         end loop;
         continue when r = 'jobqueue_monitor';
-        execute format('grant execute on function public.enqueue_job, jobqueue.publish, jobqueue.send, '
+        execute format('grant execute on function public.enqueue_job, jobqueue.publish, jobqueue.send, jobqueue.revoke, '
                        'jobqueue.destinations, jobqueue.channel, jobqueue.fetch, jobqueue.touch, jobqueue.reap to %I', r);
         -- Publishers are clients of remote control and wait for results: both declare queues and bindings of their own.
         execute format('grant insert, update, delete on jobqueue.exchange, jobqueue.queue, jobqueue.binding, '
@@ -1006,7 +1043,7 @@ end $$;
 create policy own_jobs on public.job_queue for select to public using (user_id = (select jobqueue.current_user_id()));
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 1, 'job_queue', 'd889b947e5266ddc78dd6368366db60dbe0107795988fa51da5f631759f15ab1');
+        values ('queue', 1, 'job_queue', '0b71000d65d497b81d085022abda1c4c4b897dd85f37fd2e1eaf211e8c4042c6');
     end if;
 end $bundle$;
 

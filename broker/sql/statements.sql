@@ -51,6 +51,9 @@ select pg_try_advisory_lock(jobqueue.lock_key($1::uuid));
 -- name: rescue
 select id, lease, task_id, task_name, error, envelope, payload, payload_binary from jobqueue.rescue($1::uuid, $2::interval);
 
+-- name: revoke
+select id, lease, task_id, task_name, error, envelope, payload, payload_binary from jobqueue.revoke($1::text[]);
+
 -- name: touch
 select jobqueue.touch($1::text[]);
 

@@ -324,6 +324,38 @@ def test_revoking_a_running_task_stops_it(app: Celery, database_url: str, start_
     assert "terminated" in row["error_message"]
 
 
+def test_revoking_a_waiting_job_needs_no_worker(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "ran")
+    revoked = [app.tasks["t.record"].delay(path, "x"), app.tasks["t.record"].apply_async((path, "y"), countdown=3600)]
+    app.control.revoke([result.id for result in revoked])
+    for result in revoked:
+        row = job(database_url, result.id)
+        assert (row["status"], row["error_message"], row["state"], row["attempts"]) == ("failed", "revoked", "REVOKED", 0)
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=10)
+    start_worker()
+    assert app.tasks["t.add"].delay(1, 1).get(timeout=20) == 2
+    assert not Path(path).exists()
+
+
+def test_a_revoked_job_does_not_come_back_from_a_dead_worker(app: Celery, database_url: str, start_worker: Start,
+                                                             tmp_path: Path) -> None:
+    dead = start_worker("-c", "1")
+    mark = str(tmp_path / "mark")
+    running = app.tasks["t.wait"].delay(mark)
+    wait_until(Path(mark).exists, "the task runs")
+    running.revoke()
+    wait_until(lambda: job(database_url, running.id)["revoked_at"], "the revocation is noted")
+    assert job(database_url, running.id)["status"] == "processing"
+    Path(mark).unlink()
+    os.kill(dead.process.pid, signal.SIGKILL)
+    start_worker("-c", "1")
+    row = wait_for_status(database_url, running.id, "failed")
+    assert (row["error_message"], Path(mark).exists()) == ("revoked", False)
+    with pytest.raises(TaskRevokedError):
+        running.get(timeout=10)
+
+
 def test_an_unknown_task_fails_with_a_reason(app: Celery, database_url: str, start_worker: Start) -> None:
     start_worker()
     row = wait_for_status(database_url, app.send_task("t.nobody").id, "failed")

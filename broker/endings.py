@@ -1,0 +1,42 @@
+"""Jobs that end without a worker running them: results, errbacks and chords must hear of it, or somebody waits forever."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.app.task import Context
+from celery.exceptions import WorkerLostError
+
+from celery_jobqueue.broker.messages import decode_lost
+from celery_jobqueue.broker.session import Row
+
+__all__ = ["REVOKED", "tell_celery"]
+
+logger = logging.getLogger(__name__)
+
+#: The error of a job that was revoked while nobody had it.
+REVOKED = "revoked"
+
+
+def tell_celery(app: Any, rows: list[Row]) -> None:
+    """Tell Celery of the jobs that jobqueue.rescue() and jobqueue.revoke() have ended."""
+    for row in rows:
+        id_, lease, task_id, task_name, error, envelope, payload, binary = row
+        headers, (args, kwargs, embed), properties = decode_lost(envelope, payload, binary)
+        properties["job"] = {"id": id_, "lease": lease}
+        logger.log(logging.INFO if error == REVOKED else logging.ERROR, "%s (%s, job %s)", error, task_name, id_,
+                   extra={"job_id": id_, "task_id": task_id})
+        request = Context(headers, **{
+            "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
+            "delivery_info": properties.get("delivery_info") or {}, **embed})
+        task = app.tasks.get(task_name)
+        backend = app.backend if task is None else task.backend
+        stores = not headers.get("ignore_result")
+        try:
+            if error == REVOKED:
+                backend.mark_as_revoked(task_id, REVOKED, request=request, store_result=stores)
+            else:
+                backend.mark_as_failure(task_id, WorkerLostError(error), request=request, store_result=stores)
+        except Exception:
+            logger.exception("the end of job %s could not be told to Celery", id_, extra={"job_id": id_})

@@ -17,7 +17,7 @@ from celery_jobqueue.db import migrate
 from celery_jobqueue.db.errors import SchemaError
 from celery_jobqueue.db.url import libpq_dsn
 from tests.support.database import fresh_database, one, rows, sibling
-from tests.support.pooler import transaction_pooler
+from tests.support.pgbouncer import left_behind, pgbouncer
 from tests.support.postgres_versions import MAJORS, NEWEST, OLDEST, Servers, dump
 from tests.support.workers import ROOT
 
@@ -214,16 +214,20 @@ def test_a_dump_sees_a_difference(servers: Servers, folder: Path) -> None:
 
 
 @pytest.mark.needs_pgbouncer
-def test_through_a_pooler_in_transaction_mode(servers: Servers, folder: Path, tmp_path: Path) -> None:
-    with fresh_database(servers.url(NEWEST)) as url, transaction_pooler(url, tmp_path) as pooled:
-        with psycopg.connect(libpq_dsn(pooled)) as other:  # somebody else's transaction holds the other server connection
+def test_through_a_pooler_in_transaction_mode(servers: Servers, folder: Path) -> None:
+    server = servers.url(NEWEST)
+    with fresh_database(server) as url, fresh_database(server) as direct, pgbouncer(server) as pooler:
+        pooled = f"{pooler.url(url)}?pooler=transaction"
+        with psycopg.connect(libpq_dsn(pooled)) as other:  # somebody else's transaction holds another server connection
             other.execute("select 1")
+            restore = cut(folder, 1)
             migrate.migrate(pooled, migrate.LINES)
-            assert [status.missing for status in migrate.status(pooled)] == [0, 0]
-        with fresh_database(servers.url(NEWEST)) as direct:
-            by_runner(direct, folder)
-            assert dump(url, NEWEST) == dump(direct, NEWEST)
-            assert ledger(url) == ledger(direct)
+            restore()
+            assert [status.missing for status in migrate.status(pooled)] == [migrate.newest("queue") - 1, 0]
+            paste(libpq_dsn(pooled), migrate.bundle("queue"))
+        assert not any(left_behind(pooler.url(url)).values())
+        by_runner(direct, folder)
+        assert (dump(url, NEWEST), ledger(url)) == (dump(direct, NEWEST), ledger(direct))
 
 
 @pytest.mark.parametrize(("line", "file"), [

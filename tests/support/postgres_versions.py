@@ -76,7 +76,7 @@ class Servers:
                 patch.setenv("JOBQUEUE_PG_BIN", str(binaries(major)))
                 url = embedded.ensure(self._folder / str(major))
             with psycopg.connect(url, autocommit=True) as conn:
-                for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                for setting in ("fsync", "full_page_writes"):
                     conn.execute(f"alter system set {setting} = off")
                 conn.execute("select pg_reload_conf()")
             self._urls[major] = url

@@ -37,11 +37,19 @@ create index events_language on public.events (language);
 ENQUEUE = "select public.enqueue_job('t.add', '[1, 2]', '{\"user_id\": \"ann\"}')"
 
 
+@pytest.fixture(scope="session")
+def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The schema folder as it was when the first test asked, though somebody may be working on it."""
+    copy = tmp_path_factory.mktemp("today") / "schema"
+    shutil.copytree(ROOT / "db" / "schema", copy, ignore=shutil.ignore_patterns("__*"))
+    return copy
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(today: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The code's schema folder: a copy with tomorrow's migrations, which the test may change."""
     copy = tmp_path / "schema"
-    shutil.copytree(ROOT / "db" / "schema", copy, ignore=shutil.ignore_patterns("__*"))
+    shutil.copytree(today, copy)
     monkeypatch.setattr(migrate, "resources", SimpleNamespace(files=lambda _package: copy))
     monkeypatch.setattr(migrate, "migrations", migrate.migrations.__wrapped__)
     for line, text in TOMORROW.items():

@@ -25,6 +25,7 @@ from celery_jobqueue.broker.chords import ChordBackend
 from celery_jobqueue.broker.claims import text_array
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.cycle import channel_of
+from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.sessions import session_for
 from celery_jobqueue.broker.settings import from_url
@@ -318,3 +319,6 @@ def _error_text(result: Any) -> str | None:
             return text  # nobody's error: revoked, expired
         return f"{result['exc_type']}: {text}".replace("\0", "\\0") if text else safe_str(result["exc_type"])
     return None if result is None else describe(result).replace("\0", "\\0")
+
+
+_install_masking()

@@ -50,6 +50,7 @@ class Job(Base):
     leased_until: Mapped[datetime | None]
     at_most_once: Mapped[bool] = mapped_column(server_default="false")
     redelivered: Mapped[bool] = mapped_column(server_default="false")
+    revoked_at: Mapped[datetime | None]
     total_starts: Mapped[int] = mapped_column(server_default="0")
     task_id: Mapped[str] = mapped_column(server_default=text("gen_random_uuid()::text"))
     state: Mapped[str | None]

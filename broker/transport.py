@@ -18,12 +18,13 @@ from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower import install as _install_in_flower
 from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, settlements_for
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.worker import install as _install_worker_steps
-from celery_jobqueue.db.errors import SchemaError
+from celery_jobqueue.db.errors import ConfigurationError, SchemaError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Transport"]
@@ -93,6 +94,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             [rows] = self.run((statement("schema_version"), ()))
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             rows = [(None,)]
+        except (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName) as error:
+            raise ConfigurationError(
+                f"{masked(self.settings.url)} is a pooler in transaction mode, where connections change hands: "
+                "set broker_transport_options={'pooled': True}") from error
         have, need = int(rows[0][0] or 0), newest("queue")
         where = masked(self.settings.url)
         if have < need:
@@ -341,4 +346,5 @@ class _Management(virtual.Management):  # type: ignore[misc]
 
 
 _install_failover()
+_install_masking()
 _install_worker_steps()

@@ -627,6 +627,16 @@ begin
 end $$;
 comment on function jobqueue.store_result is 'Celery state and result on the job''s own row; an end state settles the job too. False if the lease is lost.';
 
+create function jobqueue.forget(p_task_id text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from jobqueue.result r where r.task_id = p_task_id;
+    update public.job_queue j set state = null, result = null, result_binary = null, result_meta = null
+     where j.task_id = p_task_id and j.state is not null;
+end $$;
+comment on function jobqueue.forget is 'AsyncResult.forget(): the result goes, the job stays';
+
 ----------------------------------------------------------------------------------------------------------------------
 -- Workers: registry, liveness, rescue
 
@@ -1017,7 +1027,7 @@ begin
             execute format('create policy %I on %s for select to %I using (true)', 'read_by_' || r, t, r);
         end loop;
         continue when r = 'jobqueue_monitor';
-        execute format('grant execute on function public.enqueue_job, jobqueue.publish, jobqueue.send, jobqueue.revoke, '
+        execute format('grant execute on function public.enqueue_job, jobqueue.publish, jobqueue.send, jobqueue.revoke, jobqueue.forget, '
                        'jobqueue.destinations, jobqueue.channel, jobqueue.fetch, jobqueue.touch, jobqueue.reap to %I', r);
         -- Publishers are clients of remote control and wait for results: both declare queues and bindings of their own.
         execute format('grant insert, update, delete on jobqueue.exchange, jobqueue.queue, jobqueue.binding, '
@@ -1043,7 +1053,7 @@ end $$;
 create policy own_jobs on public.job_queue for select to public using (user_id = (select jobqueue.current_user_id()));
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 1, 'job_queue', '0b71000d65d497b81d085022abda1c4c4b897dd85f37fd2e1eaf211e8c4042c6');
+        values ('queue', 1, 'job_queue', 'c843c856e8d138b1c11249640c1df2aecde0e934a2ee94202bb0e33c489eee1c');
     end if;
 end $bundle$;
 

@@ -124,19 +124,24 @@ on conflict (task_id) do update
  where r.state <> 'SUCCESS';
 
 -- name: results
--- Of several jobs with one task id the newest with a state counts.
+-- Of several jobs with one task id the newest with a state counts; what was stored besides them (a revocation by a worker
+-- that did not have the job) counts while it is newer than their ends, and never against a success.
+with job as (
+    select task_id, state, result, result_binary, result_meta, traceback, finished_at, created_at
+      from public.job_queue where task_id = any ($1::text[]) and state is not null)
 select distinct on (task_id) task_id, state, result, result_binary, result_meta, traceback, finished
-  from (select task_id, state, result, result_binary, result_meta, traceback,
-               extract(epoch from finished_at) as finished, created_at as stored_at
-          from public.job_queue where task_id = any ($1::text[]) and state is not null
+  from (select task_id, state, result, result_binary, result_meta, traceback, extract(epoch from finished_at) as finished,
+               0 as besides, created_at
+          from job
          union all
-        select task_id, state, result, result_binary, result_meta, traceback, extract(epoch from stored_at), stored_at
-          from jobqueue.result where task_id = any ($1::text[])) known
- order by task_id, stored_at desc;
+        select r.task_id, r.state, r.result, r.result_binary, r.result_meta, r.traceback, extract(epoch from r.stored_at),
+               case when exists (select from job where job.task_id = r.task_id
+                                    and (job.state = 'SUCCESS' or job.finished_at > r.stored_at)) then 1 else -1 end, r.stored_at
+          from jobqueue.result r where r.task_id = any ($1::text[])) known
+ order by task_id, besides, created_at desc;
 
 -- name: forget_result
-with loose as (delete from jobqueue.result where task_id = $1)
-update public.job_queue set state = null, result = null, result_binary = null, result_meta = null where task_id = $1;
+select jobqueue.forget($1);
 
 -- name: save_group
 insert into jobqueue.group_result (group_id, result, result_binary) values ($1, $2, $3::bytea)

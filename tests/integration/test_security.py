@@ -28,7 +28,8 @@ TABLES = {"public.job_queue", "public.events", "public.event_organisers", "publi
 VISIBLE = {"id", "status", "task_name", "queue", "priority", "attempts", "max_attempts", "user_id", "error_message", "created_at",
            "run_at", "started_at", "finished_at", "state", "result", "task_id"}
 PUBLISHING = {"public.enqueue_job", "jobqueue.publish", "jobqueue.send", "jobqueue.destinations", "jobqueue.channel",
-              'jobqueue."fetch"', "jobqueue.touch", "jobqueue.reap", "jobqueue.begin_chord", "jobqueue.size_chord"}
+              'jobqueue."fetch"', "jobqueue.touch", "jobqueue.reap", "jobqueue.begin_chord", "jobqueue.size_chord",
+              "jobqueue.revoke", "jobqueue.forget"}
 READING = {"public.get_user_jobs", "jobqueue.current_user_id"}
 
 
@@ -236,6 +237,8 @@ ERRANDS = (
     "claim",
     "select public.reset_stuck_jobs('0 seconds')",
     "update public.job_queue set status = 'pending' where status = 'completed'",
+    "select * from jobqueue.revoke('{{b}}')",
+    "select jobqueue.forget('b')",
 )
 
 

@@ -94,7 +94,8 @@ def test_a_body_comes_back_as_it_was(body: str) -> None:
         import base64
 
         binary = "\\x" + base64.b64decode(row["payload_base64"]).hex()
-    decoded = decode_job(("1", "2", "q", "5", "0", "3", "f", "t.x", "1", None, None, row["envelope"], row["payload"], binary, "x"))
+    claimed = ("1", "2", "q", "5", "0", "3", "f", "t.x", "1", None, None, row["envelope"], row["payload"], binary, "x")
+    decoded = decode_job(claimed)
     got = decoded["body"]
     assert (got if isinstance(got, str) else got.decode("utf-8", "surrogatepass")) == body
 

@@ -261,10 +261,12 @@ def stack(services: dict[str, Any], tmp_path: Path) -> Iterator[Stack]:
     settings = services["postgres"]["environment"]
     url = embedded.ensure(tmp_path)
     try:
+        owner, database = settings["POSTGRES_USER"], settings["POSTGRES_DB"]
         with psycopg.connect(url, autocommit=True) as conn:
-            assert (conn.info.user, conn.info.dbname) == (settings["POSTGRES_USER"], settings["POSTGRES_DB"])
-            conn.execute(sql.SQL("alter role {} password {}").format(
-                sql.Identifier(conn.info.user), sql.Literal(settings["POSTGRES_PASSWORD"])))
+            conn.execute(sql.SQL("create role {} superuser login password {}").format(
+                sql.Identifier(owner), sql.Literal(settings["POSTGRES_PASSWORD"])))
+            conn.execute(sql.SQL("create database {} owner {}").format(sql.Identifier(database), sql.Identifier(owner)))
+        with psycopg.connect(url, user=owner, password=settings["POSTGRES_PASSWORD"], dbname=database, autocommit=True) as conn:
             yield Stack(services, conn, tmp_path)
     finally:
         embedded.down(tmp_path)

@@ -7,23 +7,22 @@ from datetime import timedelta
 from queue import Empty
 from typing import Any
 
-import psycopg
 from amqp import RecoverableConnectionError
+from amqp.protocol import queue_declare_ok_t
 from celery import current_app
 from kombu.transport import virtual
-from kombu.utils.json import dumps
 
 from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.context import lease_of, running_request
 from celery_jobqueue.broker.endings import tell_celery
 from celery_jobqueue.broker.identity import identity
-from celery_jobqueue.broker.messages import decode_job, decode_transient, encode_job, job_id, revocation, storable
+from celery_jobqueue.broker.messages import decode_job, decode_transient, revocation, storable, uuid7
+from celery_jobqueue.broker.publishing import Outgoing, PublishBatch, send
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
-from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["Channel", "Delivered"]
 
@@ -125,6 +124,13 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         return bool(self._live.topology.exists(queue))
 
+    def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: Any) -> Any:
+        """Make the queue known; (name, messages, consumers). Inside jobs_in() nobody counts messages."""
+        if queue is None or passive or collected(self._live.settings.conninfo) is None:
+            return super().queue_declare(queue, passive, **kwargs)
+        self._new_queue(queue, **kwargs)
+        return queue_declare_ok_t(queue, 0, 0)
+
     def queue_bind(self, queue: str, exchange: str | None = None, routing_key: str = "",
                    arguments: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Route the exchange's messages with this routing key to the queue."""
@@ -163,7 +169,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     # -- publishing ---------------------------------------------------------------------------------------------------
 
-    def basic_publish(self, message: dict[str, Any], exchange: str = "", routing_key: str = "", **kwargs: Any) -> None:
+    def basic_publish(self, message: dict[str, Any], exchange: str = "", routing_key: str = "",
+                      _publish_batch: PublishBatch | None = None, **kwargs: Any) -> None:
         """Route and store the message; when this returns, a job is on disk.
 
         Raises InvalidJob naming what cannot be stored; nothing is written then.
@@ -175,47 +182,29 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         exchange = storable(exchange, "exchange") or ""
         storable(routing_key, "queue" if not exchange else "routing key")
         kind = self.typeof(exchange).type if exchange else "direct"
+        again = self._rearms(message)
+        # Remote control is no job: it goes out at once. And what runs here runs in no other transaction.
+        collector = None if again or (kind == "fanout" and "task" not in message["headers"]) else collected(
+            transport.settings.conninfo)
+        if collector is not None:
+            collector.publish(message, exchange, routing_key or "", kind, transport, self.deadletter_queue)
+            return
         destinations = transport.topology.destinations(exchange, routing_key or "", kind)
         if not destinations and exchange and self.deadletter_queue:
             destinations = [(self.deadletter_queue, False)]
-        jobs = [queue for queue, transient in destinations if not transient]
-        letters = [queue for queue, transient in destinations if transient]
-        calls: list[Call] = []
-        handed_over = collected(transport.settings.conninfo)
-        if letters:
-            if not jobs and handed_over is None:
-                calls.append((statement("asynchronous_commit"), ()))
-            calls.append(send_call(message, letters, transport.settings.priority_scale))
-        for queue in jobs:
-            calls += self._publish_calls(message, queue, only=len(jobs) == 1)
-        if handed_over is not None:
-            handed_over += calls
-        elif calls:
-            self._run_publish(calls)
+        outgoing = Outgoing() if _publish_batch is None else _publish_batch.outgoing
+        outgoing.add(message, destinations, transport.settings.priority_scale, again=again)
+        if again is not None:
+            self._note_rearmed(message)
+        if _publish_batch is None:
+            send(transport, outgoing)
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """For `Producer.batch()`."""
+        return PublishBatch(self, max_size)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         self.basic_publish(message, "", queue, **kwargs)
-
-    def _publish_calls(self, message: dict[str, Any], queue: str, *, only: bool) -> list[Call]:
-        row = encode_job(message, queue, self._live.settings.priority_scale)
-        again = self._rearms(message)
-        if again is not None:
-            return [(statement("rearm"), (again.id, again.token, dumps(row)))]
-        row["id"] = job_id(message, queue, only=only)
-        rows = dumps([row])
-        if "max_attempts" in row:
-            return [(statement("publish"), ("[]", rows, "f"))]
-        return [(statement("publish"), (rows, None, "f"))]
-
-    def _run_publish(self, calls: list[Call]) -> None:
-        try:
-            answers = self._live.run(*calls)
-        except psycopg.DataError as error:
-            raise InvalidJob(f"PostgreSQL refused the job: {str(error).splitlines()[0]}") from error
-        for (stmt, params), rows in zip(calls, answers, strict=True):
-            if stmt.name == "rearm" and rows[0][0] != "t":
-                # The lease was lost: the job is somebody else's now, and a stale owner changes nothing.
-                logger.warning("job %s was taken from this worker; its retry is dropped", params[0], extra={"job_id": params[0]})
 
     def _revoke_waiting(self, message: dict[str, Any]) -> None:
         """Remote control tells the workers that are alive; jobs that wait must not run in those to come either."""
@@ -232,11 +221,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return None
         lease = lease_of(request)
         job = request.properties["job"] if lease else None
-        if job is None or job.get("republished"):
+        # A second publish of the same id from the same run is another job, unless kombu repeats the first after a lost reply.
+        if job is None or job.get("republished") not in (None, message["properties"].get("message_id")):
             return None
-        # A second publish of the same id from the same run is another job.
-        job["republished"] = True
         return lease
+
+    @staticmethod
+    def _note_rearmed(message: dict[str, Any]) -> None:
+        properties = message["properties"]
+        properties["message_id"] = properties.get("message_id") or str(uuid7())
+        running_request().properties["job"]["republished"] = properties["message_id"]  # type: ignore[union-attr]
 
     # -- consuming ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultSet, result_from_tuple
 from celery.utils.functional import _regen
 
-from celery_jobqueue.broker.collector import collecting
+from celery_jobqueue.broker.collector import collecting, drive
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.sql import statement
 
@@ -109,8 +109,7 @@ class ChordBackend:
                         raise _LeaseLost
                     if answers[-1][0][0] == "t":
                         self._dispatch(request.group, maybe_signature(request.chord, app=self.app))
-                    if published:
-                        session.run(*published)
+                    drive(published.script(), session.run)
                 return
             except _LeaseLost:
                 return  # somebody else has the job now; what this run found out is no longer asked for

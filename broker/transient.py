@@ -17,7 +17,7 @@ from celery_jobqueue.broker.priorities import to_row
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Destination", "Topology", "is_transient", "send_call", "topic_pattern"]
+__all__ = ["Destination", "Topology", "destinations_call", "is_transient", "send_call", "topic_pattern"]
 
 #: (queue name, whether it is transient)
 Destination = tuple[str, bool]
@@ -60,15 +60,25 @@ def send_call(message: Mapping[str, Any], queues: list[str], scale: str) -> Call
                                _milliseconds(properties.get("expiration")), envelope, payload, binary)
 
 
+def destinations_call(exchange: str, routing_key: str) -> Call:
+    """The statement that asks where messages go."""
+    return statement("destinations"), (exchange, routing_key)
+
+
 def _milliseconds(ttl: object) -> str | None:
     return None if ttl is None else f"{float(str(ttl))} milliseconds"
 
 
 class Topology:
-    """What this process knows of the broker's entities. run: waits for calls on the connection of the moment."""
+    """What this process knows of the broker's entities. run: waits for calls on the connection of the moment.
 
-    def __init__(self, run: Run) -> None:
+    postpone: takes the declaration of something durable if it is to be made in somebody else's transaction; then it changes
+    nothing where there is something already, or publishers would wait for each other's commits.
+    """
+
+    def __init__(self, run: Run, postpone: Callable[[Call], bool] = lambda _: False) -> None:
         self._run = run
+        self._postpone = postpone
         self._known: dict[tuple[str, str], tuple[float, list[Destination]]] = {}
         self._declared: set[tuple[str, ...]] = set()
         self.auto_delete: set[str] = set()
@@ -76,22 +86,31 @@ class Topology:
 
     def destinations(self, exchange: str, routing_key: str, exchange_type: str) -> list[Destination]:
         """Where a message goes. Raises psycopg.Error."""
-        key = (exchange, routing_key)
-        now = monotonic()
-        if (known := self._known.get(key)) is not None and now < known[0]:
-            return known[1]
-        [rows] = self._run((statement("destinations"), (exchange, routing_key)))
+        found = self.known(exchange, routing_key)
+        if found is None:
+            [rows] = self._run(destinations_call(exchange, routing_key))
+            found = self.learn(exchange, routing_key, exchange_type, rows)
+        return found
+
+    def known(self, exchange: str, routing_key: str) -> list[Destination] | None:
+        """Where a message goes, None when the database has to be asked."""
+        known = self._known.get((exchange, routing_key))
+        return known[1] if known is not None and monotonic() < known[0] else None
+
+    def learn(self, exchange: str, routing_key: str, exchange_type: str, rows: list[Row]) -> list[Destination]:
+        """The database's answer to `destinations_call`."""
         found = [(row[0] or "", row[1] == "t") for row in rows]
         ttl = _QUEUE_TTL if not exchange else _TOPIC_TTL if exchange_type == "topic" else 0.0
         if ttl:
             if len(self._known) > 1000:
                 self._known.clear()
-            self._known[key] = (now + ttl, found)
+            self._known[exchange, routing_key] = (monotonic() + ttl, found)
         return found
 
     def declare_exchange(self, name: str, type_: str) -> None:
         """Make the exchange and its type known to every process."""
-        self._once(("exchange", name, type_), (statement("declare_exchange"), (name, type_)))
+        self._once(("exchange", name, type_), (statement("declare_exchange"), (name, type_)),
+                   (statement("know_exchange"), (name, type_)))
 
     def delete_exchange(self, name: str) -> None:
         """Remove the exchange and its bindings."""
@@ -113,7 +132,7 @@ class Topology:
             self._known.pop(("", name), None)
             self._run(call)
         else:
-            self._once(("queue", name), call)
+            self._once(("queue", name), call, (statement("know_queue"), call[1]))
 
     def holds_jobs(self, name: str) -> bool:
         """Whether messages of this queue are rows of job_queue."""
@@ -139,7 +158,7 @@ class Topology:
         if self.transient.get(queue):
             self._run(call)
         else:
-            self._once(("binding", queue, exchange, routing_key), call)
+            self._once(("binding", queue, exchange, routing_key), call, call)
 
     def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
         """Undo `bind`."""
@@ -152,7 +171,7 @@ class Topology:
         self.auto_delete.discard(queue)
         self._known.pop(("", queue), None)
 
-    def _once(self, what: tuple[str, ...], call: Call) -> None:
-        if what not in self._declared:
+    def _once(self, what: tuple[str, ...], call: Call, quietly: Call) -> None:
+        if what not in self._declared and not self._postpone(quietly):
             self._run(call)
             self._declared.add(what)

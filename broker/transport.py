@@ -14,6 +14,7 @@ from kombu.transport import virtual
 
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.channel import Channel, Delivered
+from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower import install as _install_in_flower
@@ -53,7 +54,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     recoverable_connection_errors: ClassVar[tuple[type[BaseException], ...]] = _CONNECTION_ERRORS
     recoverable_channel_errors: ClassVar[tuple[type[BaseException], ...]] = virtual.Transport.channel_errors
     implements = virtual.Transport.implements.extend(
-        asynchronous=True, heartbeats=False, exchange_type=frozenset(["direct", "topic", "fanout"]),
+        asynchronous=True, heartbeats=False, batch_publish=True, exchange_type=frozenset(["direct", "topic", "fanout"]),
     )
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
@@ -63,7 +64,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.session = Session(self.settings.conninfo, prepare=not self.settings.pooled,
                                timeout=self.settings.timeout, connect_timeout=self.settings.connect_timeout)
         self.settlements = settlements_for(self.settings.conninfo)
-        self.topology = Topology(self.run)
+        self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
         self._loop: Any = None
         self._timer: Any = None
@@ -82,8 +83,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def establish_connection(self) -> Transport:
         """Connect and check the schema. Raises psycopg.OperationalError, SchemaError."""
-        self.session.connect()
-        self._check_schema()
+        if not self._lent:
+            self.session.connect()
+            self._check_schema()
         connection: Transport = super().establish_connection()
         return connection
 
@@ -133,7 +135,18 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def verify_connection(self, connection: Any) -> bool:
         """A look at local flags; kombu asks on every access to a channel."""
-        return not self._closed and self.session.connected
+        return not self._closed and (self.session.connected or self._lent)
+
+    @property
+    def _lent(self) -> bool:
+        # Inside jobs_in() messages travel on the caller's connection, and ours is opened only when it is really needed.
+        return collected(self.settings.conninfo) is not None
+
+    def _postpone(self, call: Call) -> bool:
+        collector = collected(self.settings.conninfo)
+        if collector is not None:
+            collector.declare(call, self.client.declared_entities.clear)
+        return collector is not None
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """The URL as it may be shown."""

@@ -77,6 +77,14 @@ on conflict (name) do update
    set used_at = now(), transient = excluded.transient, auto_delete = excluded.auto_delete, expires = excluded.expires,
        message_ttl = excluded.message_ttl;
 
+-- name: know_exchange
+-- In somebody else's transaction: what is there already is not locked until they commit.
+insert into jobqueue.exchange (name, type) values ($1, $2) on conflict do nothing;
+
+-- name: know_queue
+insert into jobqueue.queue (name, transient, auto_delete, expires, message_ttl)
+values ($1, $2::boolean, $3::boolean, $4::interval, $5::interval) on conflict do nothing;
+
 -- name: queue_exists
 select transient from jobqueue.queue where name = $1;
 

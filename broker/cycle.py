@@ -100,9 +100,14 @@ class Cycle:
         return f"{self.options.heartbeat_limit} seconds"
 
     @property
+    def _owns_jobs(self) -> bool:
+        # A worker whose last consumer was cancelled still runs what it has; without a sign of life that would be taken away.
+        return bool(self.claims.queues) or not self.starts_on_delivery
+
+    @property
     def _mail_interval(self) -> float:
         # Without LISTEN: a client of remote control waits one second in all, a worker may take its time.
-        return min(self.options.poll, 0.5) if self.claims.queues else 0.05
+        return min(self.options.poll, 0.5) if self._owns_jobs else 0.05
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
@@ -122,7 +127,9 @@ class Cycle:
         """Stop reading this queue and forget what of it was not delivered yet; undelivered jobs go back."""
         if queue in self.transient:
             self.transient.remove(queue)
-        self.claims.remove(queue)
+        if queue in self.claims.queues:
+            self.claims.remove(queue)
+            self._duties.heartbeat = 0.0  # the registration tells who consumes what
         for delivery in [delivery for delivery in self.ready if delivery[0] == queue]:
             self.ready.remove(delivery)
             if job := delivery[1]["properties"].get("job"):
@@ -161,7 +168,7 @@ class Cycle:
 
     def _plan_duties(self, plan: _Plan, now: float) -> None:
         options, duties = self.options, self._duties
-        if self.claims.queues:
+        if self._owns_jobs:
             self._plan_registration(plan, now)
             if now >= duties.rescue:
                 duties.rescue = now + options.rescue
@@ -169,7 +176,7 @@ class Cycle:
         if self.transient and now >= duties.touch:
             duties.touch = now + options.touch
             plan.add((statement("touch"), (text_array(self.transient),)), _ignore)
-        if (self.transient or self.claims.queues) and now >= duties.reap:
+        if (self.transient or self._owns_jobs) and now >= duties.reap:
             duties.reap = now + options.reap
             plan.add((statement("reap"), ()), _ignore)
 
@@ -312,7 +319,7 @@ class Cycle:
     def next_deadline(self, now: float) -> float:
         """When something is to be done even if nothing happens, in monotonic seconds."""
         duties, deadlines = self._duties, [now + self.options.poll]
-        if self.claims.queues:
+        if self._owns_jobs:
             deadlines += [duties.heartbeat, duties.rescue, duties.reap]
             if any(credit is None or credit > 0 for credit in map(self._credit, self.claims.queues)):
                 deadlines.append(self.claims.next_look)

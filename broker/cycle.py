@@ -188,9 +188,14 @@ class Cycle:
         if now >= duties.heartbeat or self._idle_told != self.claims.idle:
             duties.heartbeat = now + options.heartbeat
             self._idle_told = self.claims.idle
-            plan.add((statement("heartbeat"), (
-                me.id, me.name, str(me.pid), me.host, text_array(self.claims.queues), "t" if self.claims.idle else "f",
-                "t" if me.lock_holder == id(self.session) else "f", self._heartbeat_limit)), _ignore)
+            plan.add(self.heartbeat(), _ignore)
+
+    def heartbeat(self) -> Call:
+        """A sign of life, which also tells what this process consumes."""
+        me = identity()
+        return (statement("heartbeat"), (
+            me.id, me.name, str(me.pid), me.host, text_array(self.claims.queues), "t" if self.claims.idle else "f",
+            "t" if me.lock_holder == id(self.session) else "f", self._heartbeat_limit))
 
     def _plan_settlements(self, plan: _Plan) -> None:
         if not self.settlements:

@@ -68,6 +68,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
         self._loop: Any = None
         self._timer: Any = None
+        self._pulse: Any = None
         self._reading: int | None = None
         self._closed = False
         #: The process leaves for good, so its registration is removed when this connection closes.
@@ -285,6 +286,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._leave_loop()
         self._loop = loop
         loop.on_tick.add(self._on_tick)
+        self._pulse = loop.call_repeatedly(self.settings.options.heartbeat, self._beat)
 
     def _leave_loop(self) -> None:
         loop, self._loop = self._loop, None
@@ -295,9 +297,16 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             with contextlib.suppress(Exception):
                 loop.remove(self._reading)
             self._reading = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._pulse):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._pulse = None
+
+    def _beat(self) -> None:
+        """A sign of life while a worker waits for its last jobs: the loop turns no more then, Celery only fires its timers."""
+        if self._loop is not None and not self._closed and not any(channel.consuming for channel in self.channels):
+            with contextlib.suppress(psycopg.Error, OSError):
+                self.run(self.cycle_.heartbeat())
 
     def _on_tick(self) -> None:
         if self._loop is None or self._closed:

@@ -256,6 +256,20 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
             return meta
         return {"status": states.PENDING, "result": None, "task_id": task_id, "traceback": None, "children": []}
 
+    def iter_native(self, result: Any, no_ack: bool = True, on_interval: Any = None, **kwargs: Any) -> Any:
+        """Results of a group as they come. Raises its parent's error, after which they never would (celery#6437)."""
+
+        def follow_parents() -> None:
+            node = result.parent
+            while node:
+                node.maybe_throw()
+                node = node.parent
+            if on_interval is not None:
+                on_interval()
+
+        parent = getattr(result, "parent", None)
+        return super().iter_native(result, no_ack=no_ack, on_interval=follow_parents if parent else on_interval, **kwargs)
+
     def get_many(self, task_ids: Sequence[str], timeout: float | None = None, interval: float = 0.5,
                  no_ack: bool = True, on_message: Any = None, on_interval: Any = None, max_iterations: int | None = None,
                  READY_STATES: frozenset[str] = states.READY_STATES,  # noqa: N803  (Celery's name)

@@ -83,7 +83,7 @@ def flower(url: str, folder: Path, admin_url: str | None = None, *, events: bool
     running = Flower(f"127.0.0.1:{port}", folder / f"flower-{port}.log")
     with running.log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tests.support.app", "flower", "--address=127.0.0.1",
+            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tests.support.flower_app", "flower", "--address=127.0.0.1",
              f"--port={port}", f"--basic_auth={USER}:{PASSWORD}"],
             cwd=ROOT, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, "DATABASE_URL": url})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, SmallInteger, Text, UniqueConstraint, func, text
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+from sqlalchemy.dialects.postgresql import BIGINT, INTERVAL, JSONB, TIMESTAMP, UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-__all__ = ["Base", "Certificate", "CertificateConfig", "Event", "EventOrganiser", "Job"]
+__all__ = ["Base", "Certificate", "CertificateConfig", "Event", "EventOrganiser", "Job", "Schedule"]
 
 # What belongs to a row goes with it, and the database sees to that.
 _OWNED: dict[str, Any] = {"cascade": "all, delete-orphan", "passive_deletes": True}
@@ -63,6 +63,31 @@ class Job(Base):
     envelope: Mapped[str | None]
     payload: Mapped[str | None]
     payload_binary: Mapped[bytes | None]
+
+
+class Schedule(Base):
+    """A task that `celery beat -S postgresql` sends again and again. Change it as you like; beats see it within seconds."""
+
+    __tablename__ = "schedule"
+    __table_args__ = {"schema": "jobqueue"}  # noqa: RUF012  (SQLAlchemy's own idiom)
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    task: Mapped[str]
+    schedule: Mapped[str]
+    timezone: Mapped[str | None]
+    args: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    kwargs: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    options: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    enabled: Mapped[bool] = mapped_column(server_default="true")
+    next_run_at: Mapped[datetime | None]
+    last_run_at: Mapped[datetime | None]
+    total_runs: Mapped[int] = mapped_column(BIGINT, server_default=text("0"))
+    last_error: Mapped[str | None]
+    source: Mapped[str] = mapped_column(server_default="sql")
+    app: Mapped[str | None]
+    in_code: Mapped[bool] = mapped_column(server_default="false")
+    every: Mapped[timedelta | None] = mapped_column(INTERVAL)
+    changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Event(Base):

@@ -276,3 +276,51 @@ select name, (select count(*) from (select from jobqueue.message m where m.queue
 
 -- name: schema_version
 select max(version) from jobqueue.migration where line = 'queue';
+
+-- name: limit_transaction
+-- A beat that freezes in its transaction (a stopped container) must not keep a row of the schedule for ever.
+select set_config('idle_in_transaction_session_timeout', $1, true);
+
+-- name: take_schedule
+-- $3 and $4: rows that this beat could not use, until somebody changes them.
+select name, task, args, kwargs, options, schedule, extract(epoch from every), timezone, in_code, total_runs,
+       extract(epoch from next_run_at), extract(epoch from last_run_at), extract(epoch from changed_at), extract(epoch from now())
+  from jobqueue.schedule
+ where enabled and (app is null or app = $1) and (not in_code or name = any ($2::text[]))
+   and (next_run_at is null or next_run_at <= now())
+   and (name, extract(epoch from changed_at)::text) not in (select * from unnest($3::text[], $4::text[]))
+ order by next_run_at nulls first limit 1
+   for update skip locked;
+
+-- name: next_schedule
+select extract(epoch from coalesce(min(coalesce(next_run_at, now())), 'infinity')) - extract(epoch from now())
+  from jobqueue.schedule
+ where enabled and (app is null or app = $1) and (not in_code or name = any ($2::text[]))
+   and (name, extract(epoch from changed_at)::text) not in (select * from unnest($3::text[], $4::text[]));
+
+-- name: save_schedule
+update jobqueue.schedule
+   set next_run_at = $3::timestamptz, last_error = $4, total_runs = total_runs + $5::integer,
+       last_run_at = case when $6::boolean then now() else last_run_at end
+ where name = $1 and extract(epoch from next_run_at) is not distinct from $2::numeric;
+
+-- name: blame_schedule
+update jobqueue.schedule set last_error = $2 where name = $1;
+
+-- name: write_schedule
+-- Rows made by people and rows of other applications stay as they are.
+insert into jobqueue.schedule as s (name, task, schedule, timezone, args, kwargs, options, in_code, source, app)
+values ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7::jsonb, $8::boolean, 'config', $9)
+on conflict (name) do update
+   set task = excluded.task, schedule = excluded.schedule, timezone = excluded.timezone, args = excluded.args,
+       kwargs = excluded.kwargs, options = excluded.options, in_code = excluded.in_code
+ where s.source = 'config' and s.app = excluded.app
+   and (s.task, s.schedule, s.timezone, s.args, s.kwargs, s.options, s.in_code) is distinct from
+       (excluded.task, excluded.schedule, excluded.timezone, excluded.args, excluded.kwargs, excluded.options, excluded.in_code);
+
+-- name: prune_schedule
+delete from jobqueue.schedule where source = 'config' and app = $1 and name <> all ($2::text[]);
+
+-- name: foreign_schedule
+select name, source, app from jobqueue.schedule
+ where name = any ($2::text[]) and (source, app) is distinct from ('config', $1);

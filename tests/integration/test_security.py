@@ -23,7 +23,8 @@ from tests.support.waiting import wait_until
 
 TABLES = {"public.job_queue", "public.events", "public.event_organisers", "public.certificate_configs", "public.certificates",
           "jobqueue.worker", "jobqueue.exchange", "jobqueue.queue", "jobqueue.binding", "jobqueue.message", "jobqueue.result",
-          "jobqueue.group_result", "jobqueue.waiter", "jobqueue.chord", "jobqueue.chord_part", "jobqueue.migration"}
+          "jobqueue.group_result", "jobqueue.waiter", "jobqueue.chord", "jobqueue.chord_part", "jobqueue.schedule",
+          "jobqueue.migration"}
 #: What an end user may read of their own jobs.
 VISIBLE = {"id", "status", "task_name", "queue", "priority", "attempts", "max_attempts", "user_id", "error_message", "created_at",
            "run_at", "started_at", "finished_at", "state", "result", "task_id"}
@@ -144,7 +145,8 @@ def test_a_publisher_neither_claims_nor_finishes_nor_changes_jobs(url: str) -> N
     assert functions(allowed) == PUBLISHING | READING
     assert alter(allowed) == set()
     assert changes(allowed) == {"jobqueue.exchange", "jobqueue.queue", "jobqueue.binding", "jobqueue.waiter", "jobqueue.result",
-                                "jobqueue.group_result", "jobqueue.message", "jobqueue.chord", "jobqueue.chord_part"}
+                                "jobqueue.group_result", "jobqueue.message", "jobqueue.chord", "jobqueue.chord_part",
+                                "jobqueue.schedule"}
     # Neither around jobqueue.send, nor saying that a chord's task has ended.
     assert not {statement for statement in allowed if re.match(r"insert into jobqueue\.(message|chord_part)", statement)}
 
@@ -239,6 +241,8 @@ ERRANDS = (
     "update public.job_queue set status = 'pending' where status = 'completed'",
     "select * from jobqueue.revoke('{{b}}')",
     "select jobqueue.forget('b')",
+    "insert into jobqueue.schedule (name, task, schedule, timezone) values ('{new}', 't.add', '0 7 * * 1-5', 'Europe/Berlin')",
+    "update jobqueue.schedule set schedule = '5 minutes'",
 )
 
 
@@ -262,7 +266,7 @@ def test_every_function_pins_its_search_path(url: str) -> None:
 
 
 def test_the_errands_visit_every_security_definer_function(url: str) -> None:
-    visited = functions(set(ERRANDS)) | {"public.get_next_job", "jobqueue.on_manual_status"}
+    visited = functions(set(ERRANDS)) | {"public.get_next_job", "jobqueue.on_manual_status", "jobqueue.on_schedule"}
     visited |= {f"jobqueue.{name}" for name in re.findall(r"from jobqueue\.(\w+)\(", "\n".join(ERRANDS))}
     assert {function["name"] for function in rows(url, FUNCTIONS) if function["definer"]} == visited
 

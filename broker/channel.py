@@ -197,7 +197,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if again is not None:
             self._note_rearmed(message)
         if _publish_batch is None:
-            send(transport, outgoing)
+            send(transport, outgoing.calls(own=True))
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """For `Producer.batch()`."""

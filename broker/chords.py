@@ -20,7 +20,7 @@ from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultSet, result_from_tuple
 from celery.utils.functional import _regen
 
-from celery_jobqueue.broker.collector import collecting, drive
+from celery_jobqueue.broker.collector import collected, collecting, drive
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.sql import statement
 
@@ -53,15 +53,26 @@ class ChordBackend:
             nested = self.app.GroupResult(*header_result_args)
             if any(isinstance(result, GroupResult) for result in nested.results):
                 header = self._encoded({"result": nested.as_tuple()})
-        self._run("begin_chord", (group_id, *header))
+        params = (group_id, *header)
+        if not self._postponed((statement("begin_chord"), params)):
+            self._run("begin_chord", params)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """The header is published but for its last task, and has this many."""
-        self._run("size_chord", (group_id, str(chord_size), "0"))
+        params = (group_id, str(chord_size), "0")
+        if not self._postponed((statement("size_chord"), params)):
+            self._run("size_chord", params)
 
     def add_to_chord(self, group_id: str, result: Any) -> None:
         """A running header task puts in one more."""
         self._run("size_chord", (group_id, None, "1"))
+
+    def _postponed(self, call: Call) -> bool:
+        """Whether the call goes into the transaction that the chord's tasks are published in."""
+        collector = collected(self.settings.conninfo)
+        if collector is not None:
+            collector.also(call)
+        return collector is not None
 
     # -- a header task ends: one transaction ---------------------------------------------------------------------------
     # Celery stores the result, counts the part, then calls the task's own errbacks, which are anybody's code. The first two

@@ -7,7 +7,7 @@ so that it serves connections that wait and connections that are awaited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from celery_jobqueue.broker.publishing import Outgoing
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.transient import Destination, Topology, destinations_call
+from celery_jobqueue.db.errors import TransactionError
 
-__all__ = ["Collector", "Script", "collected", "collecting", "drive"]
+__all__ = ["Collector", "Script", "collected", "collecting", "drive", "drive_async", "refuse_dead_wait"]
 
 #: Yields statements that belong together and is sent the rows of each.
 Script: TypeAlias = Generator[list[Call], list[list[Row]], None]
@@ -42,13 +43,15 @@ class _Item:
 class Collector:
     """What was published in a block, in order.
 
-    conninfo: only what goes to this database (None: to any). check: called with every message; raises what forbids it.
+    conninfo: only what goes to this database (None: to any). wake: notify workers even if none says that it sleeps: nobody
+    knows who will when the transaction commits. check: called with every message; raises what forbids it.
     """
 
-    def __init__(self, conninfo: str | None, check: Callable[[], None], outer: Collector | None) -> None:
+    def __init__(self, conninfo: str | None, wake: bool, check: Callable[[], None], outer: Collector | None) -> None:
         self.conninfo = conninfo
         self.outer = outer
         self.open = True
+        self.wake: bool = wake or (outer is not None and outer.open and outer.wake)
         #: Settings of the brokers that were published to, by connection string.
         self.brokers: dict[str, Settings] = {}
         self._check = check
@@ -57,6 +60,9 @@ class Collector:
         self._declared: list[Call] = []
         self._forget: list[Callable[[], None]] = []
         self._task_ids: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._items or self._calls)
 
     def publish(self, message: dict[str, Any], exchange: str, routing_key: str, kind: str, transport: Any,
                 deadletter: str | None = None) -> None:
@@ -89,8 +95,8 @@ class Collector:
         for forget in self._forget:
             forget()
 
-    def script(self, *, wake: bool = False) -> Script:
-        """Write everything. wake: notify workers even if none says that it sleeps, once per queue and transaction."""
+    def script(self) -> Script:
+        """Write everything."""
         # Only exchanges need their queues and bindings; a queue that is named directly needs no row in jobqueue.queue.
         if self._declared and any(item.exchange for item in self._items):
             yield self._declared
@@ -106,7 +112,7 @@ class Collector:
             if not found and item.exchange and item.deadletter:
                 found = [(item.deadletter, False)]
             outgoing.add(item.message, found, item.settings.priority_scale, row=item.row)
-        calls = [*self._calls, *outgoing.calls(wake=wake)]
+        calls = [*self._calls, *outgoing.calls(wake=self.wake)]
         if calls:
             yield calls
 
@@ -115,9 +121,10 @@ _current: ContextVar[Collector | None] = ContextVar("celery_jobqueue_collector",
 
 
 @contextmanager
-def collecting(conninfo: str | None = None, check: Callable[[], None] = lambda: None) -> Iterator[Collector]:
-    """Keep everything that is published (to this database) in the block."""
-    collector = Collector(conninfo, check, _current.get())
+def collecting(conninfo: str | None = None, *, wake: bool = False,
+               check: Callable[[], None] = lambda: None) -> Iterator[Collector]:
+    """Keep everything that is published (to this database) in the block; see Collector."""
+    collector = Collector(conninfo, wake, check, _current.get())
     token = _current.set(collector)
     try:
         yield collector
@@ -134,11 +141,38 @@ def collected(conninfo: str) -> Collector | None:
     return collector
 
 
+def refuse_dead_wait(conninfo: str, result: Any) -> None:
+    """Raises TransactionError when a Celery result is waited for whose task is still being kept back here."""
+    collector = collected(conninfo)
+    if collector is not None and any(collector.holds(task_id) for task_id in _task_ids(result)):
+        raise TransactionError("a task published in jobs_in() starts when its transaction commits: wait for its result then")
+
+
+def _task_ids(result: Any) -> Iterator[str]:
+    """Ids of a result, of those it consists of and of those before it."""
+    yield str(getattr(result, "id", None))
+    parent = getattr(result, "parent", None)
+    for other in (*(getattr(result, "results", None) or ()), *([] if parent is None else [parent])):
+        yield from _task_ids(other)
+
+
 def drive(script: Script, run: Callable[..., list[list[Row]]]) -> None:
     """Run a script on a connection that waits."""
     calls = next(script, None)
     while calls is not None:
+        rows = run(*calls)
         try:
-            calls = script.send(run(*calls))
+            calls = script.send(rows)
+        except StopIteration:
+            return
+
+
+async def drive_async(script: Script, run: Callable[..., Awaitable[list[list[Row]]]]) -> None:
+    """Run a script on a connection that is awaited."""
+    calls = next(script, None)
+    while calls is not None:
+        rows = await run(*calls)
+        try:
+            calls = script.send(rows)
         except StopIteration:
             return

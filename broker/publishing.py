@@ -13,13 +13,13 @@ from kombu.utils.functional import retry_over_time
 from kombu.utils.json import dumps
 
 from celery_jobqueue.broker.messages import encode_job, job_id
-from celery_jobqueue.broker.session import Call
+from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Destination, send_call
 from celery_jobqueue.db.errors import InvalidJob
 
-__all__ = ["Outgoing", "PublishBatch", "send"]
+__all__ = ["Outgoing", "PublishBatch", "send", "send_safely"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,6 @@ class Outgoing:
     def __len__(self) -> int:
         return len(self._plain) + len(self._capped) + len(self._rearmed) + len(self._letters)
 
-    @property
-    def transient(self) -> bool:
-        """Whether there is nothing in it that must survive a crash of the server."""
-        return bool(self._letters) and len(self) == len(self._letters)
-
     def add(self, message: dict[str, Any], destinations: list[Destination], scale: str, *, again: Lease | None = None,
             row: dict[str, Any] | None = None) -> None:
         """Put in a message. again: the running job that it publishes anew. row: the message encoded, if it is already."""
@@ -61,11 +56,13 @@ class Outgoing:
             job["id"] = job_id(message, queue, only=len(jobs) == 1)
             (self._capped if "max_attempts" in job else self._plain).append(dumps(job))
 
-    def calls(self, *, wake: bool = False) -> list[Call]:
-        """The statements that store all of it."""
+    def calls(self, *, wake: bool = False, own: bool = False) -> list[Call]:
+        """The statements that store all of it. wake: whoever sleeps or not. own: nobody else's work is in the transaction."""
         inserts: list[Call] = [
             (statement("publish"), (plain or "[]", capped, "t" if wake else "f"))
             for plain, capped in zip_longest(_arrays(self._plain), _arrays(self._capped))]
+        if own and self._letters and not (inserts or self._rearmed):
+            return [(statement("asynchronous_commit"), ()), *self._letters]
         return [*self._letters, *self._rearmed, *inserts]
 
 
@@ -83,15 +80,10 @@ def _arrays(rows: list[str]) -> Iterator[str]:
         yield f"[{','.join(part)}]"
 
 
-def send(transport: Any, outgoing: Outgoing) -> None:
-    """Store all of it in one transaction; when this returns, jobs are on disk. Raises InvalidJob, psycopg.Error."""
-    calls = outgoing.calls()
-    if outgoing.transient:
-        calls.insert(0, (statement("asynchronous_commit"), ()))
-    if not calls:
-        return
+def send(transport: Any, calls: list[Call]) -> list[list[Row]]:
+    """Store what is published in one transaction; when this returns, jobs are on disk. Raises InvalidJob, psycopg.Error."""
     try:
-        answers = transport.run(*calls)
+        answers: list[list[Row]] = transport.run(*calls) if calls else []
     except psycopg.DataError as error:
         raise InvalidJob(f"PostgreSQL refused the job: {str(error).splitlines()[0]}") from error
     for (stmt, params), rows in zip(calls, answers, strict=True):
@@ -99,6 +91,19 @@ def send(transport: Any, outgoing: Outgoing) -> None:
             # The lease was lost: the job is somebody else's now, and a stale owner changes nothing. (Or this is the second
             # try after a lost reply, and the first one did it.)
             logger.warning("job %s was taken from this worker; its retry is dropped", params[0], extra={"job_id": params[0]})
+    return answers
+
+
+def send_safely(transport: Any, calls: list[Call]) -> list[list[Row]]:
+    """As `send`; a lost connection is tried again as the application's retry policy says. Jobs have their ids already, so
+    what was written in spite of a lost reply is not written twice.
+    """
+    policy = transport.client.transport_options
+    answers: list[list[Row]] = retry_over_time(
+        send, transport.recoverable_connection_errors, (transport, calls), max_retries=policy.get("max_retries", 3),
+        interval_start=policy.get("interval_start", 0), interval_step=policy.get("interval_step", 0.2),
+        interval_max=policy.get("interval_max", 1))
+    return answers
 
 
 class PublishBatch:
@@ -121,22 +126,18 @@ class PublishBatch:
             self.flush()
 
     def flush(self) -> None:
-        """Store what was kept. A lost connection is tried again as the retry policy says: the jobs have their ids.
+        """Store what was kept, see `send_safely`.
 
-        Raises InvalidJob (nothing was written) and BatchPublishError (nobody knows); the batch cannot be used then.
+        Raises InvalidJob (nothing was written) or BatchPublishError (nobody knows); the batch cannot be used then.
         """
         self._check()
         if not self.outgoing:
             return
         transport = self.channel.connection
-        outgoing, self.outgoing = self.outgoing, Outgoing()
-        policy = transport.client.transport_options
+        calls, self.outgoing = self.outgoing.calls(own=True), Outgoing()
         self._unusable = "failed"
         try:
-            retry_over_time(
-                send, transport.recoverable_connection_errors, (transport, outgoing),
-                max_retries=policy.get("max_retries", 3), interval_start=policy.get("interval_start", 0),
-                interval_step=policy.get("interval_step", 0.2), interval_max=policy.get("interval_max", 1))
+            send_safely(transport, calls)
         except transport.recoverable_connection_errors as error:
             # Not an error that makes kombu reconnect: it would publish this message again, into a batch that is gone.
             raise BatchPublishError(f"the batch may or may not have been written: {error}") from error

@@ -14,9 +14,11 @@ from typing import Any
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 from kombu.utils.encoding import safe_repr, safe_str
 from kombu.utils.imports import symbol_by_name
 
+from celery_jobqueue.broker.sessions import still_held
 from celery_jobqueue.broker.settlements import Failure, Lease, describe
 
 __all__ = ["JobRequest", "as_job_request"]
@@ -63,7 +65,13 @@ class JobRequest(Request):  # type: ignore[misc]
             lost = isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
             again = lost and self.task.acks_late and self.task.reject_on_worker_lost
             self._message.failure = Failure(describe(exc), safe_str(exc_info.traceback), retry=again, delay=_AT_ONCE)
-            if again and self._used_up and not (self._already_cancelled or self._already_revoked):
+            # The process may have died after its job was settled: by its result, by finish_in(), as somebody else's job.
+            settled = lost and not still_held(self._message.channel._transport.settings, self.lease)
+            if settled and not self._success_was_stored():
+                task_ready(self)
+                self.acknowledge()
+                return self.end()
+            if again and self._used_up and not (settled or self._already_cancelled or self._already_revoked):
                 return self._lost_for_good(exc)
         try:
             return super().on_failure(exc_info, send_failed_event, return_ok)
@@ -120,8 +128,6 @@ class JobRequest(Request):  # type: ignore[misc]
 
     def drop(self) -> None:
         """The job was taken from this worker before it started: forget the request, settle nothing."""
-        from celery.worker.state import task_ready
-
         self._message.early = True
         self._ended = True
         task_ready(self)

@@ -23,6 +23,7 @@ from kombu.utils.json import dumps as json_dumps
 
 from celery_jobqueue.broker.chords import ChordBackend
 from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.collector import refuse_dead_wait
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.cycle import channel_of
 from celery_jobqueue.broker.masking import install as _install_masking
@@ -296,6 +297,10 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
 
     def _forget(self, task_id: str) -> None:
         self._run("forget_result", (task_id,))
+
+    def _wait_for_pending(self, result: Any, **kwargs: Any) -> Any:
+        refuse_dead_wait(self.settings.conninfo, result)
+        return super()._wait_for_pending(result, **kwargs)
 
     # -- groups -------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from psycopg import errors, pq
 
 from celery_jobqueue.broker.sql import Statement
 
-__all__ = ["Call", "Row", "Session"]
+__all__ = ["Call", "Row", "Session", "rows_of"]
 
 Row: TypeAlias = tuple[str | None, ...]
 #: A statement with its parameters as text (bytes for bytea), None for null.
@@ -272,7 +272,7 @@ class Session:
                 if step is None:
                     self._prepared.add(batch.preparing.popleft())
                 else:
-                    batch.answers.append(_rows(result))
+                    batch.answers.append(rows_of(result))
             elif status == pq.ExecStatus.FATAL_ERROR and batch.error is None:
                 batch.error = errors.error_from_result(result)
                 if pgconn.status != pq.ConnStatus.OK:
@@ -314,7 +314,8 @@ def _encoded(text: str) -> bytes:
         raise psycopg.DataError(f"{text[:100]!r} holds half a character, which PostgreSQL's text cannot") from error
 
 
-def _rows(result: pq.abc.PGresult) -> list[Row]:
+def rows_of(result: pq.abc.PGresult) -> list[Row]:
+    """The rows of a result in text format."""
     columns = range(result.nfields)
     return [
         tuple(None if (value := result.get_value(row, column)) is None else value.decode() for column in columns)

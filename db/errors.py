@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigurationError", "FinalError", "InvalidJob", "JobQueueError", "SchemaError"]
+__all__ = ["ConfigurationError", "FinalError", "InvalidJob", "JobQueueError", "SchemaError", "TransactionError"]
 
 
 class JobQueueError(Exception):
@@ -23,3 +23,7 @@ class InvalidJob(JobQueueError, ValueError):
 
 class FinalError(JobQueueError):
     """Raised by a task to say that trying again cannot help: the job fails at once, with attempts left."""
+
+
+class TransactionError(JobQueueError):
+    """Jobs cannot travel in this transaction of the caller's; the message says why and what to do."""

@@ -60,6 +60,9 @@ select jobqueue.touch($1::text[]);
 -- name: reap
 select jobqueue.reap();
 
+-- name: retire
+select jobqueue.retire($1::interval, $2::interval, $3::interval);
+
 -- name: fetch
 select id, queue, envelope, payload, payload_binary from jobqueue.fetch($1::text[], $2::integer);
 
@@ -273,6 +276,14 @@ select queue, count(*) filter (where finished_at > now() - interval '1 hour'), c
 -- name: watch_messages
 select name, (select count(*) from (select from jobqueue.message m where m.queue = name limit $2::integer) counted)
   from unnest($1::text[]) as name;
+
+-- name: database_identity
+select (select system_identifier from pg_catalog.pg_control_system()),
+       (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database());
+
+-- name: still_held
+-- Whether a job is still this lease's to finish.
+select exists (select from public.job_queue where id = $1::uuid and lease = $2::uuid and owner is not null);
 
 -- name: schema_version
 select max(version) from jobqueue.migration where line = 'queue';

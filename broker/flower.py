@@ -32,9 +32,8 @@ __all__ = ["COUNTED", "AtLeast", "Queue", "install"]
 
 logger = logging.getLogger(__name__)
 
-#: Nobody counts further than this: looking must stay cheap with a million jobs in the table.
+#: Nobody counts or searches further than this: looking must stay cheap with a million jobs in the table.
 COUNTED = 10_000
-_NEWEST = 2_000  # jobs among which the last activity of a queue is searched
 _CONNECT, _ANSWER, _PATIENCE = 3, 3, 8  # seconds; Prometheus gives up after ten
 
 _Get = Callable[[Any], Awaitable[None]]
@@ -52,9 +51,9 @@ class Queue:
     """A queue as it is now. The counts go up to COUNTED and are AtLeast then.
 
     ready: due and waiting for a worker. scheduled: not due yet. reserved: claimed by a worker and not started.
-    oldest: seconds the ready job that waits longest has been due, 0.0 without one. last_active: when anything last happened
-    here, in seconds since 1970, None when that is too long ago to be found cheaply. failed: jobs failed in the last hour.
-    consumers and reserved are None for queues of transient messages: a fetched message is gone and nobody registers.
+    oldest: seconds the ready job that waits longest has been due, 0.0 without one. last_active: when anything last happened to
+    one of the COUNTED newest jobs of all, in seconds since 1970, None when none of them is of this queue. failed: in the last
+    hour. consumers and reserved are None for queues of transient messages: a fetched message is gone and nobody registers.
     """
 
     name: str
@@ -129,7 +128,7 @@ def _ask(session: Session, names: Sequence[str]) -> list[Queue]:
     _, rows, activity, failures = session.run(
         settings,
         (statement("watch_queues"), (text_array(names), str(COUNTED))),
-        (statement("watch_activity"), (str(_NEWEST),)),
+        (statement("watch_activity"), (str(COUNTED),)),
         (statement("watch_failures"), (str(COUNTED),)),
     )
     last_active = {name: float(at or 0) for name, at in activity}
@@ -238,7 +237,7 @@ class _Gauges:
 
         yield GaugeMetricFamily("jobqueue_up", "Whether the job queue's database answered", float(self._queues is not None))
         by_status = GaugeMetricFamily(
-            "jobqueue_jobs", f"Jobs that are not finished, by status, counted up to {COUNTED}", labels=["queue", "status"])
+            "jobqueue_jobs", "Jobs that are not finished, by status", labels=["queue", "status"])
         gauges = {
             "ready": _gauge("ready_jobs", f"Pending jobs that are due and wait for a worker, counted up to {COUNTED}"),
             "scheduled": _gauge("scheduled_jobs", f"Pending jobs that are not due yet, counted up to {COUNTED}"),

@@ -30,7 +30,10 @@ _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, smal
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a consumer keeps time; all in seconds. pooled: LISTEN and session locks do not work on this connection."""
+    """How a consumer keeps time; all in seconds. pooled: LISTEN and session locks do not work on this connection.
+
+    keep_completed, keep_failed: how long finished jobs stay in the table; None: for ever.
+    """
 
     pooled: bool = False
     poll: float = 5.0
@@ -39,6 +42,9 @@ class Options:
     rescue: float = 2.0
     touch: float = 3.0
     reap: float = 10.0
+    retire: float = 5.0
+    keep_completed: float | None = 7 * 86400.0
+    keep_failed: float | None = 30 * 86400.0
 
 
 @dataclass(slots=True)
@@ -51,6 +57,7 @@ class _Duties:
     rescue: float = 0.0
     touch: float = 0.0
     reap: float = 0.0
+    retire: float = 0.0
 
 
 @dataclass(slots=True)
@@ -81,6 +88,8 @@ class Cycle:
         #: A worker starts its jobs itself; for every other consumer delivering a job is starting it.
         self.starts_on_delivery = True
         self.on_lost: Callable[[list[Row]], None] = _ignore
+        #: Seconds after which results are emptied; None: never.
+        self.result_expires: float | None = None
         self.transient: list[str] = []
         self.claims = Claims(identity().id, options.poll)
         self._credit = credit
@@ -173,6 +182,10 @@ class Cycle:
             if now >= duties.rescue:
                 duties.rescue = now + options.rescue
                 plan.add((statement("rescue"), (identity().id, "3 seconds")), self._take_lost)
+            if not self.starts_on_delivery and now >= duties.retire:
+                duties.retire = now + options.retire
+                plan.add((statement("retire"), tuple(map(_interval, (
+                    options.keep_completed, options.keep_failed, self.result_expires)))), _ignore)
         if self.transient and now >= duties.touch:
             duties.touch = now + options.touch
             plan.add((statement("touch"), (text_array(self.transient),)), _ignore)
@@ -343,6 +356,10 @@ class Cycle:
         me = identity()
         if me.lock_holder == id(self.session):
             me.lock_holder = None
+
+
+def _interval(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds} seconds"
 
 
 def _ignore(rows: list[Row]) -> None:

@@ -20,6 +20,8 @@ _OPTIONS = {
     "pooled": "True behind a pooler in transaction mode: no LISTEN, no session locks, no prepared statements",
     "heartbeat_interval": "seconds between two signs of life",
     "heartbeat_timeout": "seconds without a sign of life after which a worker's jobs are taken back",
+    "keep_completed": "seconds (or a timedelta) that completed jobs stay in the table; None for ever",
+    "keep_failed": "seconds (or a timedelta) that failed jobs stay in the table; None for ever",
     "connect_timeout": "seconds a connection attempt may take",
     "timeout": "seconds any answer of the server may take",
     "priority_scale": "jobs (1 first … 10 last), amqp (9 first) or redis (0 first)",
@@ -72,7 +74,9 @@ def from_url(url: str, options: dict[str, Any]) -> Settings:
         priority_scale=check_scale(options.get("priority_scale", "jobs")),
         automatic_retries=_flag(options, "automatic_retries", False),
         options=Options(pooled=pooled, poll=_seconds(options, "poll_interval", 0.5 if pooled else 5.0),
-                        heartbeat=heartbeat, heartbeat_limit=limit),
+                        heartbeat=heartbeat, heartbeat_limit=limit,
+                        keep_completed=_kept(options, "keep_completed", Options().keep_completed),
+                        keep_failed=_kept(options, "keep_failed", Options().keep_failed)),
     )
 
 
@@ -102,6 +106,10 @@ def _flag(options: dict[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):  # a text from the environment such as "false" would count as true
         raise ConfigurationError(f"broker_transport_options[{name!r}]={value!r} must be True or False")
     return value
+
+
+def _kept(options: dict[str, Any], name: str, default: float | None) -> float | None:
+    return None if options.get(name, default) is None else _seconds(options, name, default or 0.0)
 
 
 def _seconds(options: dict[str, Any], name: str, default: float) -> float:

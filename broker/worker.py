@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from datetime import timedelta
 from typing import Any
 
 from celery import bootsteps, signals
@@ -109,6 +110,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.settlements.worker = consumer.hostname
         transport.cycle_.starts_on_delivery = False
         transport.cycle_.on_lost = lambda rows: tell_celery(consumer.app, rows)
+        transport.cycle_.result_expires = _seconds(consumer.app.conf.result_expires)
         self.gate.transport = transport
         self.gate.reset()
 
@@ -125,6 +127,12 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The worker leaves for good: its registration goes with the connection."""
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
+
+
+def _seconds(expires: timedelta | float | None) -> float | None:
+    """Celery's result_expires; nothing and zero mean never."""
+    seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
+    return float(seconds) if seconds else None
 
 
 def install() -> None:

@@ -23,6 +23,7 @@ def make_app(url: str, **settings: Any) -> Celery:
         broker_connection_retry_on_startup=True, worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_transport_options={"automatic_retries": os.environ.get("TEST_RETRIES", "0") == "1"},
         task_ignore_result=os.environ.get("TEST_IGNORE", "0") == "1",
+        result_expires=float(os.environ.get("TEST_EXPIRES", "86400")),
     )
     if backend := os.environ.get("TEST_BACKEND"):
         application.conf.result_backend = backend

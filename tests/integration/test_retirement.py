@@ -1,0 +1,100 @@
+"""The end of a row's life: results expire, finished jobs are deleted after their time, nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from celery import Celery
+
+from tests.support.database import one, rows
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
+
+Start = Callable[..., Worker]
+
+ROWS = """
+insert into job_queue (task_id, status, state, result, finished_at)
+select kind || '-' || age, status, state, '"x"',
+       case when status in ('completed', 'failed') then now() - make_interval(hours => age) end
+  from (values ('completed', 'completed', 'SUCCESS'), ('ignored', 'completed', null), ('failed', 'failed', 'FAILURE'),
+               ('pending', 'pending', null), ('processing', 'processing', null)) as k(kind, status, state),
+       unnest(array[1, 30, 200, 800]) as age
+"""
+
+
+def retire(url: str, completed: str | None, failed: str | None, results: str | None) -> int:
+    """The next part of the clean-up, at once. Returns how many rows were deleted."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("update jobqueue.retirement set looked_at = '-infinity'")
+        row = conn.execute("select jobqueue.retire(%s, %s, %s)", (completed, failed, results)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def left(url: str) -> dict[str, bool]:
+    """Which jobs there are, and whether each still has its result."""
+    return {row["task_id"]: row["state"] is not None for row in rows(url, "select task_id, state from job_queue")}
+
+
+def test_each_status_has_its_time_and_results_expire_first(database_url: str) -> None:
+    rows(database_url, ROWS)
+    assert retire(database_url, "7 days", "30 days", "1 day") == 5
+    jobs = left(database_url)
+    gone = {"completed-200", "completed-800", "ignored-200", "ignored-800", "failed-800"}
+    assert set(jobs) == {f"{kind}-{age}" for kind in ("completed", "ignored", "failed", "pending", "processing")
+                         for age in (1, 30, 200, 800)} - gone
+    assert {task for task, result in jobs.items() if result} == {"completed-1", "failed-1"}
+
+
+def test_a_row_never_goes_before_its_result(database_url: str) -> None:
+    rows(database_url, ROWS)
+    assert retire(database_url, "1 hour", "1 hour", "10 days") == 1 + 2 + 3
+    assert {task for task in left(database_url) if task.startswith(("completed", "failed"))} == {
+        "completed-1", "completed-30", "completed-200", "failed-1", "failed-30", "failed-200"}
+
+
+def test_for_ever(database_url: str) -> None:
+    rows(database_url, ROWS)
+    assert retire(database_url, None, None, None) == 0
+    assert len(left(database_url)) == 20
+    assert left(database_url)["completed-800"], "results that never expire are kept, too"
+
+
+def test_it_walks_through_the_whole_table_and_begins_again(database_url: str) -> None:
+    rows(database_url, "insert into job_queue (status, payload, finished_at) select 'completed', repeat('x', 1500),"
+                       " now() - interval '9 days' from generate_series(1, 4000)")
+    blocks = one(database_url, "select pg_relation_size('job_queue') / current_setting('block_size')::int")
+    assert blocks > 512, "more than two looks are needed"
+    looks = [retire(database_url, "7 days", "30 days", "1 day") for _ in range(-(-blocks // 256))]
+    assert min(looks) > 0
+    assert sum(looks) == 4000
+    assert one(database_url, "select block from jobqueue.retirement") == 0
+
+
+def test_two_at_once_do_not_walk_twice(database_url: str) -> None:
+    rows(database_url, ROWS)
+    with psycopg.connect(database_url) as first, psycopg.connect(database_url, autocommit=True) as second:
+        call = "select jobqueue.retire('7 days', '30 days', '1 day')"
+        assert first.execute(call).fetchone() == (5,)
+        second.execute("set lock_timeout = '3s'")
+        assert second.execute(call).fetchone() == (0,), "it neither waits nor works"
+
+
+@pytest.mark.parametrize(("options", "stays"), [({}, True), ({"keep_completed": 0.5}, False)])
+def test_a_worker_does_it(options: dict[str, Any], stays: bool, make_client: Callable[..., Celery], database_url: str,
+                          start_worker: Start) -> None:
+    app = make_client(result_expires=timedelta(seconds=1))
+    result = app.tasks["t.add"].delay(1, 1)
+    rows(database_url, "insert into job_queue (task_id, status, finished_at)"
+                       " values ('old', 'completed', now() - interval '8 days')")
+    start_worker(app="tests.support.tuned_app", TEST_OPTIONS=json.dumps(options), TEST_EXPIRES="1")
+    wait_until(lambda: "old" not in left(database_url), "the old job is gone")
+    if stays:
+        wait_until(lambda: left(database_url) == {result.id: False}, "the result has expired, the job is there")
+    else:
+        wait_until(lambda: left(database_url) == {}, "the job is gone")

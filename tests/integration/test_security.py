@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 TABLES = {"public.job_queue", "public.events", "public.event_organisers", "public.certificate_configs", "public.certificates",
           "jobqueue.worker", "jobqueue.exchange", "jobqueue.queue", "jobqueue.binding", "jobqueue.message", "jobqueue.result",
           "jobqueue.group_result", "jobqueue.waiter", "jobqueue.chord", "jobqueue.chord_part", "jobqueue.schedule",
-          "jobqueue.migration"}
+          "jobqueue.retirement", "jobqueue.migration"}
 #: What an end user may read of their own jobs.
 VISIBLE = {"id", "status", "task_name", "queue", "priority", "attempts", "max_attempts", "user_id", "error_message", "created_at",
            "run_at", "started_at", "finished_at", "state", "result", "task_id"}
@@ -154,8 +154,8 @@ def test_a_publisher_neither_claims_nor_finishes_nor_changes_jobs(url: str) -> N
 def test_a_worker_has_the_queue_and_nothing_else(url: str) -> None:
     allowed = powers(supabase.login(url, supabase.WORKER), attempts(url))
     assert alter(allowed) == set()
-    assert changes(allowed) == TABLES - {"jobqueue.migration", "public.events", "public.event_organisers", "public.certificates",
-                                         "public.certificate_configs"}
+    assert changes(allowed) == TABLES - {"jobqueue.migration", "jobqueue.retirement", "public.events", "public.event_organisers",
+                                         "public.certificates", "public.certificate_configs"}
     assert not {statement for statement in allowed if re.search(r" public\.(events|event_organisers|certificate)", statement)}
 
 
@@ -241,6 +241,7 @@ ERRANDS = (
     "update public.job_queue set status = 'pending' where status = 'completed'",
     "select * from jobqueue.revoke('{{b}}')",
     "select jobqueue.forget('b')",
+    "select jobqueue.retire('7 days', '30 days', '1 day')",
     "insert into jobqueue.schedule (name, task, schedule, timezone) values ('{new}', 't.add', '0 7 * * 1-5', 'Europe/Berlin')",
     "update jobqueue.schedule set schedule = '5 minutes'",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celery_jobqueue.broker.messages import decode_job, encode_job, job_id, uuid7
+from celery_jobqueue.broker.messages import decode_job, encode_job, job_id, revocation, uuid7
 from celery_jobqueue.broker.priorities import to_row
 from celery_jobqueue.db.errors import InvalidJob
 
@@ -117,4 +117,15 @@ def test_a_row_enqueued_from_sql_is_a_celery_message() -> None:
     assert decoded["headers"]["id"] == "task-1"
     assert decoded["headers"]["expires"].startswith("2030-01-01")
     assert decoded["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q", "redelivered": True}
-    assert decoded["properties"]["job"] == {"id": "1", "lease": "2", "attempts": 1, "max_attempts": 4}
+    assert decoded["properties"]["job"] == {"id": "1", "lease": "2", "attempts": 1, "max_attempts": 4, "expires": 1893456000.0}
+
+
+@pytest.mark.parametrize(("body", "ids"), [
+    ('{"method": "revoke", "arguments": {"task_id": ["a", "b"], "terminate": false}, "destination": null}', ["a", "b"]),
+    (b'{"method": "revoke", "arguments": {"task_id": "a"}}', ["a"]),
+    ('{"method": "revoke", "arguments": {"task_id": "a"}, "destination": ["w@h"]}', []),
+    ('{"method": "ping", "arguments": {"like": "revoke"}}', []),
+    ('{"method": "revoke"}', []), ('["revoke"]', []), ('"revoke"', []), ("not json", []), (None, []),
+])
+def test_only_a_revocation_for_everybody_is_one(body: object, ids: list[str]) -> None:
+    assert revocation(body) == ids

@@ -32,12 +32,12 @@ def test_what_holds_when_nothing_is_said() -> None:
 
 def test_every_option_arrives() -> None:
     said = {"poll_interval": 7, "pooled": True, "heartbeat_interval": 2, "heartbeat_timeout": 8.5, "connect_timeout": 9,
-            "timeout": 11, "priority_scale": "amqp", "automatic_retries": True}
+            "timeout": 11, "priority_scale": "amqp", "automatic_retries": True, "keep_completed": 60, "keep_failed": None}
     assert set(said) == set(settings._OPTIONS)
     read = from_url(URL, said)
     assert (read.pooled, read.connect_timeout, read.timeout, read.priority_scale, read.automatic_retries) == (
         True, 9, 11.0, "amqp", True)
-    changed = {"pooled": True, "poll": 7.0, "heartbeat": 2.0, "heartbeat_limit": 8.5}
+    changed = {"pooled": True, "poll": 7.0, "heartbeat": 2.0, "heartbeat_limit": 8.5, "keep_completed": 60.0, "keep_failed": None}
     assert read.options == dataclasses.replace(Options(), **changed)
 
 

@@ -19,9 +19,11 @@ from flower.utils.broker import RabbitMQ
 from kombu import Connection
 from tornado.web import HTTPError
 
-from tests.support.database import one, rows
+from celery_jobqueue.db import migrate
+from tests.support.database import fresh_database, one, rows
 from tests.support.flower import flower as start_flower
 from tests.support.pgbouncer import left_behind, pgbouncer
+from tests.support.postgres_versions import NEWEST, OLDEST, Servers
 from tests.support.waiting import wait_until
 from tests.support.workers import worker
 
@@ -59,8 +61,17 @@ def test_other_schemes_stay_flowers_own(database_url: str) -> None:
         flowers.Broker("sqla+postgresql://127.0.0.1/db")
 
 
-def test_looking_reads_no_more_than_it_counts(database_url: str) -> None:
+@pytest.fixture(params=[OLDEST, NEWEST])
+def any_database_url(request: pytest.FixtureRequest, servers: Servers) -> Iterator[str]:
+    """A migrated database of the oldest and the newest PostgreSQL: their planners differ."""
+    with fresh_database(servers.url(request.param)) as url:
+        migrate.migrate(url, migrate.LINES)
+        yield url
+
+
+def test_looking_reads_no_more_than_it_counts(any_database_url: str) -> None:
     """No scan of the table, and in its indexes no further than the cap, whatever lies there and however old its statistics."""
+    database_url = any_database_url
     fill(database_url, "celery", 40_000)
     fill(database_url, "celery", 40_000, ", run_at", ", now() + interval '1 day'")
     fill(database_url, "celery", 15_000, ", status, finished_at", ", 'failed', now()")

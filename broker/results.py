@@ -212,8 +212,13 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         traceback = None if traceback is None else safe_str(traceback).replace("\0", "\\0")
         lease = lease_of(request) if request is not None and getattr(request, "id", None) == task_id else None
         if lease is not None:
-            keep = request.properties["job"].get("keep")
-            params = (lease.id, lease.token, state, text, binary, encoded_meta, traceback, error, "f" if keep else "t")
+            job = request.properties["job"]
+            params: tuple[str | bytes | None, ...] = (
+                lease.id, lease.token, state, text, binary, encoded_meta, traceback, error)
+            if state == states.RETRY:
+                self._run("store_retry", (*params, str(job.get("start", 0))), patience=self.patience)
+                return result
+            params += ("f" if job.get("keep") else "t",)
             held: list[Call] | None = getattr(request, "held_result", None)
             if held is not None and state in self.READY_STATES:
                 held.append((statement("store_result"), params))  # broker/chords.py stores it

@@ -593,7 +593,8 @@ end $$;
 comment on function jobqueue.rearm is 'Task.retry and Task.replace: the running job becomes pending again with a new message and a new budget of attempts';
 
 create function jobqueue.store_result(p_id uuid, p_lease uuid, p_state text, p_result text, p_result_binary bytea,
-                                      p_meta text, p_traceback text, p_error text, p_ends boolean default true) returns boolean
+                                      p_meta text, p_traceback text, p_error text, p_ends boolean default true,
+                                      p_start integer default null) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -603,6 +604,7 @@ declare
 begin
     -- Result and `completed` are one statement. A row that was settled a moment ago by this lease still takes the state
     -- that belongs to it (the parent's acknowledgement may overtake the failure it records), but never over a SUCCESS.
+    -- A retry's row may have been claimed again before its state arrives: it still takes it, until the next start.
     update public.job_queue j
        set state = p_state, result = p_result, result_binary = p_result_binary, result_meta = p_meta,
            traceback     = coalesce(p_traceback, j.traceback),
@@ -616,11 +618,12 @@ begin
                                then jobqueue.with_error(j.errors, j.total_starts, j.worker, p_error) else j.errors end,
            leased_until = case when v_ends then null else j.leased_until end,
            owner        = case when v_ends then null else j.owner end
-     where j.id = p_id and j.lease = p_lease
-       and (j.owner is not null
-            or (j.status = case when p_state in ('SUCCESS', 'IGNORED') then 'completed' else 'failed' end
-                and j.state is distinct from 'SUCCESS' and v_ends)
-            or (j.status = 'pending' and p_state = 'RETRY'))
+     where j.id = p_id
+       and (j.lease = p_lease
+            and (j.owner is not null
+                 or (j.status = case when p_state in ('SUCCESS', 'IGNORED') then 'completed' else 'failed' end
+                     and j.state is distinct from 'SUCCESS' and v_ends))
+            or (p_state = 'RETRY' and j.status = 'pending' and j.total_starts = p_start))
     returning j.task_id, j.reply_to into v_task, v_reply_to;
     perform jobqueue.tell_waiter(v_reply_to, v_task);
     return v_task is not null;
@@ -1053,7 +1056,7 @@ end $$;
 create policy own_jobs on public.job_queue for select to public using (user_id = (select jobqueue.current_user_id()));
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 1, 'job_queue', 'c843c856e8d138b1c11249640c1df2aecde0e934a2ee94202bb0e33c489eee1c');
+        values ('queue', 1, 'job_queue', 'aab733c0bf9b72b0ad0a92062b423ceafaa95d15f0762b9ec10588f01421a451');
     end if;
 end $bundle$;
 

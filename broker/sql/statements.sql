@@ -126,6 +126,9 @@ select (select count(*) from jobs) + (select count(*) from messages);
 -- name: store_result
 select jobqueue.store_result($1::uuid, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::text, $8::text, $9::boolean);
 
+-- name: store_retry
+select jobqueue.store_result($1::uuid, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::text, $8::text, true, $9::integer);
+
 -- name: store_loose_result
 insert into jobqueue.result as r (task_id, state, result, result_binary, result_meta, traceback)
 values ($1, $2, $3, $4::bytea, $5, $6)
@@ -335,3 +338,223 @@ delete from jobqueue.schedule where source = 'config' and app = $1 and name <> a
 -- name: foreign_schedule
 select name, source, app from jobqueue.schedule
  where name = any ($2::text[]) and (source, app) is distinct from ('config', $1);
+
+-- name: list_jobs
+-- Each arm of `picked` reads one index from its end and stops early; which arms run is known when the statement is planned, for its
+-- parameters are constants there. $1 statuses, null for all; $2 queue, $3 task, $4 user; $5 created since; $6 how many; $7 how many
+-- of each arm to look at; $8 these jobs and no others. Ids are time-ordered: the newest jobs are those before (nearly) now. What was
+-- inserted with random ids lies behind that, and is sorted. No index knows when jobs ended; those that ended lately are the newest,
+-- and where jobs wait those before the next of each queue and priority.
+with recursive waiting (name) as (
+    (select queue from public.job_queue
+      where status = 'pending' and owner is null and $1::text[] && '{pending,completed}' order by queue limit 1)
+     union all
+    select (select j.queue from public.job_queue j
+             where j.status = 'pending' and j.owner is null and j.queue > waiting.name order by j.queue limit 1)
+      from waiting where waiting.name is not null),
+picked (id) as (
+    select unnest($8::uuid[])
+     union
+    (select n.id
+       from (select id, queue, task_name, created_at from public.job_queue
+              where id < (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid
+                and ($5::interval is null
+                     or id > (lpad(to_hex(greatest(0, extract(epoch from now() - $5::interval) * 1000 - 3600000)::bigint), 12, '0')
+                              || repeat('0', 20))::uuid)
+              order by id desc limit $7::integer) n
+      where $1::text[] is null and $4::text is null and $8::uuid[] is null
+        and ($2::text is null or n.queue = $2) and ($3::text is null or n.task_name = $3)
+        and ($5::interval is null or n.created_at > now() - $5::interval)
+      limit $6::integer)
+     union
+    (select id from public.job_queue
+      where id >= (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid
+        and $1::text[] is null and $4::text is null and $8::uuid[] is null
+        and ($2::text is null or queue = $2) and ($3::text is null or task_name = $3)
+        and ($5::interval is null or created_at > now() - $5::interval)
+      order by created_at desc limit $6::integer)
+     union
+    (select id from public.job_queue
+      where user_id = $4 and ($1::text[] is null or status = any ($1))
+        and ($2::text is null or queue = $2) and ($3::text is null or task_name = $3)
+        and ($5::interval is null or created_at > now() - $5::interval)
+      order by created_at desc limit $6::integer)
+     union
+    (select id from public.job_queue
+      where owner is not null and status = any ($1::text[]) and $4::text is null
+        and ($2::text is null or queue = $2) and ($3::text is null or task_name = $3)
+        and ($5::interval is null or created_at > now() - $5::interval)
+      limit $7::integer)
+     union
+    (select w.id
+       from waiting cross join generate_series(1, 10) as p(priority)
+      cross join lateral (
+        select j.id, j.task_name, j.created_at from public.job_queue j
+         where j.queue = waiting.name and j.priority = p.priority and j.status = 'pending' and j.owner is null
+         order by j.run_at, j.id limit case when $3::text is null and $5::interval is null then $6::integer else $7::integer / 10 end) w
+      where 'pending' = any ($1::text[]) and $4::text is null
+        and ($2::text is null or waiting.name = $2) and ($3::text is null or w.task_name = $3)
+        and ($5::interval is null or w.created_at > now() - $5::interval))
+     union
+    (select f.id
+       from (select id, queue, task_name, created_at from public.job_queue
+              where status = 'failed' and ($5::interval is null or created_at > now() - $5::interval)
+              order by created_at desc limit $7::integer) f
+      where 'failed' = any ($1::text[]) and not 'completed' = any ($1::text[]) and $4::text is null
+        and ($2::text is null or f.queue = $2) and ($3::text is null or f.task_name = $3)
+      limit $6::integer)
+     union
+    (select e.id
+       from (select (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid as id, 1 as share
+              union all
+             select next.id, 10
+               from waiting cross join generate_series(1, 10) as p(priority)
+              cross join lateral (
+                select j.id from public.job_queue j
+                 where j.queue = waiting.name and j.priority = p.priority and j.status = 'pending' and j.owner is null
+                   and j.run_at <= now()
+                 order by j.run_at, j.id limit 1) next) place
+      cross join lateral (
+        select n.id
+          from (select id, status, queue, task_name, created_at from public.job_queue
+                 where id < place.id order by id desc limit $7::integer / place.share) n
+         where n.status = any ($1::text[]) and n.status in ('completed', 'failed')
+           and ($2::text is null or n.queue = $2) and ($3::text is null or n.task_name = $3)
+           and ($5::interval is null or n.created_at > now() - $5::interval)
+         limit $6::integer) e
+      where 'completed' = any ($1::text[]) and $4::text is null)
+     union
+    (select id from public.job_queue
+      where id >= (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid
+        and 'completed' = any ($1::text[]) and $4::text is null and status = any ($1::text[]) and status in ('completed', 'failed')
+        and ($2::text is null or queue = $2) and ($3::text is null or task_name = $3)
+        and ($5::interval is null or created_at > now() - $5::interval)
+      order by finished_at desc limit $6::integer))
+select row_to_json(shown)
+  from (select j.id, j.task_id, j.task_name, j.status, j.state, j.queue, j.priority, j.attempts, j.max_attempts, j.total_starts,
+               j.user_id, j.worker, j.owner is not null as claimed, j.error_message, j.created_at, j.run_at, j.started_at,
+               j.finished_at, j.expires_at, case when j.status = 'processing' then left(j.result, 2000) end as progress,
+               left(j.payload, 300) as payload, clock_timestamp() as now
+          from picked cross join lateral (select * from public.job_queue x where x.id = picked.id limit 1) j
+         order by case when $1::text[] = '{pending}' then j.owner is null end, case when $1::text[] = '{pending}' then j.run_at > now() end,
+                  case when $1::text[] = '{pending}' then j.priority end, case when $1::text[] = '{pending}' then j.run_at end,
+                  case when $1::text[] = '{pending}' then j.id end,
+                  case when $1::text[] <@ '{completed,failed}' and 'completed' = any ($1::text[]) then j.finished_at end desc,
+                  j.created_at desc, j.id desc
+         limit $6::integer) shown;
+
+-- name: list_reaches_all
+-- Whether there are no more jobs than list_jobs looks at.
+select not exists (select from public.job_queue order by id offset $1::integer limit 1);
+
+-- name: find_jobs
+-- By job id or task id, or the beginning of one. In the order of text, ids that begin so stand together but for a few in between.
+(select id, task_id from public.job_queue where id between $2::uuid and $3::uuid order by id limit 6)
+ union
+select id, task_id
+  from (select id, task_id from public.job_queue where task_id >= $1 order by task_id limit 100) near
+ where starts_with(task_id, $1);
+
+-- name: show_job
+select row_to_json(shown)
+  from (select j.id, j.task_id, j.task_name, j.status, j.state, j.queue, j.priority, j.attempts, j.max_attempts, j.total_starts,
+               j.user_id, j.worker, j.owner is not null as claimed, j.error_message, j.created_at, j.run_at, j.started_at,
+               j.finished_at, j.expires_at, j.leased_until, j.at_most_once, j.redelivered, j.result,
+               length(j.result_binary) as result_bytes, j.traceback, j.errors, j.envelope, j.payload,
+               length(j.payload_binary) as payload_bytes, clock_timestamp() as now
+          from public.job_queue j where j.id = $1::uuid) shown;
+
+-- name: retry_jobs
+-- The trigger job_queue_manual_status does the rest: the lease dies, an attempt is left, a worker wakes up.
+with named as materialized (
+    select id from public.job_queue
+     where id = any ($1::uuid[]) and (status in ('failed', 'completed') or ($2::boolean and status = 'processing'))
+       and (expires_at is null or expires_at > now())
+     order by id for update)
+update public.job_queue j set status = 'pending', started_at = null from named where j.id = named.id returning j.id;
+
+-- name: retry_failed
+-- A thousand failed jobs, from the newest to the oldest; what fails again meanwhile is newer than the place reached.
+with named as materialized (
+    select id, created_at, expires_at, task_id, state from public.job_queue
+     where status = 'failed' and created_at <= $4::timestamptz and (created_at, id) < ($4::timestamptz, $5::uuid)
+       and ($1::text is null or queue = $1) and ($2::text is null or task_name = $2) and ($3::text is null or user_id = $3)
+       and ($6::interval is null or created_at > now() - $6::interval)
+     order by created_at desc, id desc limit 1000 for update),
+again as (
+    update public.job_queue j set status = 'pending', started_at = null
+      from named where j.id = named.id and (named.expires_at is null or named.expires_at > now())
+    returning j.id)
+select named.id, named.created_at, named.task_id, named.state, again.id is not null
+  from named left join again on again.id = named.id
+ order by named.created_at desc, named.id desc;
+
+-- name: take_job
+-- From whoever has it, to settle it in the same transaction.
+with taken as (
+    update public.job_queue set owner = $2::uuid, lease = $3::uuid
+     where id = $1::uuid and (status = 'pending' or ($4::boolean and status = 'processing'))
+    returning 1)
+select exists (select from taken);
+
+-- name: has_lease
+select coalesce((select lease = $2::uuid from public.job_queue where id = $1::uuid), false);
+
+-- name: job_message
+select id, task_id, task_name, envelope, payload, payload_binary
+  from public.job_queue where id = any ($1::uuid[]);
+
+-- name: workers
+-- Alive as rescue sees it, but without waiting for one.
+select row_to_json(shown)
+  from (select w.name, w.host, w.pid, w.queues, w.started_at, w.heartbeat_at,
+               w.heartbeat_at > now() - w.heartbeat_limit
+               and (not w.holds_lock or exists (
+                    select from pg_locks l
+                     where l.locktype = 'advisory' and l.objsubid = 1
+                       and l.database = (select d.oid from pg_database d where d.datname = current_database())
+                       and (l.classid::bigint << 32) + l.objid::bigint
+                           = ('x' || left(replace(w.id::text, '-', ''), 16))::bit(64)::bigint)) as alive,
+               (select count(*) from (select from public.job_queue j
+                                       where j.owner = w.id and j.status = 'processing' limit 10000) counted) as processing,
+               clock_timestamp() as now
+          from jobqueue.worker w order by w.name, w.started_at) shown;
+
+-- name: count_sample
+-- Every job of a table of up to $1 pages; of a larger one the jobs on about so many of its pages, and how much of it that was.
+with share as materialized (
+    select least(100, 100.0 * $1::integer * current_setting('block_size')::integer
+                      / greatest(1, pg_relation_size('public.job_queue'))) as percent)
+select j.queue, j.status, count(*), (select percent from share),
+       count(*) filter (where j.status = 'completed' and j.finished_at > now() - $2::interval)
+  from public.job_queue j tablesample system ((select percent from share)) group by j.queue, j.status;
+
+-- name: completed_lately
+-- In the last $1, among $2 jobs before now and a tenth of that before the next job of each queue and priority; how many of these
+-- are completed, and how long ago the first of them ended.
+with recursive waiting (name) as (
+    (select queue from public.job_queue where status = 'pending' and owner is null order by queue limit 1)
+     union all
+    select (select j.queue from public.job_queue j
+             where j.status = 'pending' and j.owner is null and j.queue > waiting.name order by j.queue limit 1)
+      from waiting where waiting.name is not null),
+place (id, share) as (
+    select (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid, 1
+     union all
+    select next.id, 10
+      from waiting cross join generate_series(1, 10) as p(priority)
+     cross join lateral (
+        select j.id from public.job_queue j
+         where j.queue = waiting.name and j.priority = p.priority and j.status = 'pending' and j.owner is null and j.run_at <= now()
+         order by j.run_at, j.id limit 1) next),
+near as materialized (
+    select distinct on (n.id) n.id, n.queue, n.finished_at
+      from place cross join lateral (
+        select id, queue, status, finished_at from public.job_queue
+         where id < place.id order by id desc limit $2::integer / place.share) n
+     where n.status = 'completed')
+select queue, count(*) filter (where finished_at > now() - $1::interval), count(*),
+       extract(epoch from now() - min(finished_at)) from near group by queue;
+
+-- name: duration
+select extract(epoch from $1::interval);

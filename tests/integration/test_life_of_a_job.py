@@ -151,6 +151,16 @@ def test_task_retry_rearms_its_own_row(app: Celery, database_url: str, start_wor
     assert len(row["errors"]) == 4
 
 
+@pytest.mark.parametrize("acks", ["late", "early"])
+def test_a_retry_that_waits_in_the_worker_says_so(acks: str, app: Celery, database_url: str, start_worker: Start) -> None:
+    start_worker(TEST_ACKS=acks)
+    result = app.tasks["t.again"].delay(1, countdown=3)  # claimed again at once: it is due soon
+    wait_until(lambda: job(database_url, result.id)["owner"] and job(database_url, result.id)["total_starts"], "it waits again")
+    wait_until(lambda: result.state == "RETRY", "the state is there", 2)
+    assert (result.info.args, job(database_url, result.id)["status"]) == (("retry 0",), "pending")
+    assert result.get(timeout=20) == 1
+
+
 def test_canvas(app: Celery, start_worker: Start) -> None:
     start_worker()
     add = app.tasks["t.add"]

@@ -61,9 +61,9 @@ def _add_tasks(application: Celery) -> None:
         return "at last"
 
     @task(name="t.again", bind=True, max_retries=5)
-    def again(self: Any, times: int) -> int:
+    def again(self: Any, times: int, countdown: float = 0) -> int:
         if self.request.retries < times:
-            raise self.retry(countdown=0, exc=ValueError(f"retry {self.request.retries}"))
+            raise self.retry(countdown=countdown, exc=ValueError(f"retry {self.request.retries}"))
         return int(self.request.retries)
 
     @task(name="t.wait")

@@ -21,6 +21,8 @@ from celery_jobqueue.db.errors import TransactionError
 __all__ = ["AsyncCaller", "Caller", "borrow", "borrow_async", "is_async", "plainly_the_same"]
 
 _ACCEPTED = "a SQLAlchemy Session or Connection (postgresql+psycopg://), or a psycopg Connection"
+_ANOTHER_FATE = ("a transaction or savepoint was begun or ended inside of jobs_in(), and its jobs would not share its fate: "
+                 "put jobs_in() inside of the transaction or savepoint, and commit after it")
 Place = Callable[[], object]
 
 
@@ -48,12 +50,13 @@ class _Borrowed:
 
         Jobs are written when the block ends: they would outlive a savepoint that began in it, and miss a commit in it.
         """
+        # First of all: a session that has committed may have given its connection to somebody else.
+        if self._place() != self._where:
+            raise TransactionError(_ANOTHER_FATE)
         _refuse_without_transaction(self.raw)
         status = _status(self.raw)
-        if self._place() != self._where or (self._had_begun and status == TransactionStatus.IDLE):
-            raise TransactionError(
-                "a transaction or savepoint was begun or ended inside of jobs_in(), and its jobs would not share its fate: "
-                "put jobs_in() inside of the transaction or savepoint, and commit after it")
+        if self._had_begun and status == TransactionStatus.IDLE:
+            raise TransactionError(_ANOTHER_FATE)
         self._had_begun = self._had_begun or status == TransactionStatus.INTRANS
 
 

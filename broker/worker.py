@@ -144,6 +144,7 @@ def _join(sender: Any, **_: Any) -> None:
     from celery.worker.consumer.gossip import Gossip
     from celery.worker.consumer.mingle import Mingle
 
+    from celery_jobqueue.broker import control  # noqa: F401  (registers a command)
     from celery_jobqueue.broker.transport import Transport
 
     transport = sender._conninfo.transport

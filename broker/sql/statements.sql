@@ -413,11 +413,16 @@ picked (id) as (
                 select j.id from public.job_queue j
                  where j.queue = waiting.name and j.priority = p.priority and j.status = 'pending' and j.owner is null
                    and j.run_at <= now()
-                 order by j.run_at, j.id limit 1) next) place
+                 order by j.run_at, j.id limit 1) next
+              where $5::interval is null) place
       cross join lateral (
         select n.id
           from (select id, status, queue, task_name, created_at from public.job_queue
-                 where id < place.id order by id desc limit $7::integer / place.share) n
+                 where id < place.id
+                   and ($5::interval is null
+                        or id > (lpad(to_hex(greatest(0, extract(epoch from now() - $5::interval) * 1000 - 3600000)::bigint), 12, '0')
+                                 || repeat('0', 20))::uuid)
+                 order by id desc limit $7::integer / place.share) n
          where n.status = any ($1::text[]) and n.status in ('completed', 'failed')
            and ($2::text is null or n.queue = $2) and ($3::text is null or n.task_name = $3)
            and ($5::interval is null or n.created_at > now() - $5::interval)
@@ -526,7 +531,8 @@ with share as materialized (
     select least(100, 100.0 * $1::integer * current_setting('block_size')::integer
                       / greatest(1, pg_relation_size('public.job_queue'))) as percent)
 select j.queue, j.status, count(*), (select percent from share),
-       count(*) filter (where j.status = 'completed' and j.finished_at > now() - $2::interval)
+       count(*) filter (where j.status = 'completed' and j.finished_at > now() - $2::interval),
+       count(*) filter (where j.status = 'pending' and j.run_at > now())
   from public.job_queue j tablesample system ((select percent from share)) group by j.queue, j.status;
 
 -- name: completed_lately

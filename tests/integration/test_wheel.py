@@ -173,6 +173,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         "console_scripts": {"jobqueue": "celery_jobqueue.db.cli:main"},
         "kombu.serializers": {"jobqueue-json": "celery_jobqueue.broker.register:serializer"},
         "celery.result_backends": dict.fromkeys(("postgres", "postgresql"), "celery_jobqueue.broker.results:ResultBackend"),
+        "celery.commands": {"jobs": "celery_jobqueue.broker.commands:jobs"},
+        "celery.beat_schedulers": {"postgresql": "celery_jobqueue.broker.beat:DatabaseScheduler"},
     }
 
 

@@ -21,8 +21,10 @@ _URL = os.environ.get("DATABASE_URL", "")
 def _die(request: Any, moment: str, now: str) -> None:
     """`before` or `after` the commit, in the first run: `child` kills the pool process, `worker` everything."""
     victim, _, when = moment.partition(" ")
-    if when == now and request.properties["job"]["attempts"] == 1:
-        os.kill(os.getpid(), signal.SIGKILL) if victim == "child" else os.killpg(0, signal.SIGKILL)
+    if when == now and victim != "raise" and request.properties["job"]["attempts"] == 1:
+        if victim == "worker":
+            os.killpg(0, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def add_tasks(application: Any) -> None:

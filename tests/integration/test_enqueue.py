@@ -218,9 +218,9 @@ def test_other_threads_and_what_goes_on_after_the_block_publish_by_themselves(ap
 
 def test_a_pooled_producer_publishes_as_ever_after_the_block(app: Celery, url: str) -> None:
     """The pool's connection was not opened in the block, and what it seemed to declare there was rolled back."""
-    app.conf.task_queues = [Queue("media", Exchange("media", type="topic"), routing_key="media.#")]
-    app.conf.task_default_queue = "media"
-    options = {"exchange": "media", "routing_key": "media.video"}
+    app.conf.update(broker_pool_limit=1, task_default_queue="media",
+                    task_queues=[Queue("media", Exchange("media", type="direct"), routing_key="video")])
+    options = {"exchange": "media", "routing_key": "video"}
     for used_before in (False, True):
         with opened("psycopg", url) as transaction:
             with jobs_in(transaction.target):
@@ -240,7 +240,8 @@ def test_a_pooled_producer_publishes_as_ever_after_the_block(app: Celery, url: s
 def test_exchanges_route_in_the_transaction_and_nobody_waits_for_anybodys_commit(make_client: Callable[..., Celery],
                                                                                  url: str) -> None:
     media = Queue("media", Exchange("media", type="topic"), routing_key="media.#")
-    clients = [make_client(task_queues=[media], task_default_queue="media") for _ in range(3)]  # none knows what others declared
+    clients = [make_client(broker_url=f"{url}?application_name=client{n}",  # a pool of its own: none knows what others declared
+                           task_queues=[media], task_default_queue="media") for n in range(3)]
     options = {"exchange": "media", "routing_key": "media.video"}
     with opened("psycopg", url) as first, opened("session", url) as second:
         for client, transaction in zip(clients, (None, first, second), strict=True):

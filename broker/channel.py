@@ -9,13 +9,12 @@ from typing import Any
 
 from amqp import RecoverableConnectionError
 from amqp.protocol import queue_declare_ok_t
-from celery import current_app
 from kombu.transport import virtual
 
 from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.context import lease_of, running_request
-from celery_jobqueue.broker.endings import tell_celery
+from celery_jobqueue.broker.endings import app_of, tell_celery
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient, revocation, storable, uuid7
 from celery_jobqueue.broker.publishing import Outgoing, PublishBatch, send
@@ -211,8 +210,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         order = revocation(message["body"])
         if order:
             [rows] = self._live.run((statement("revoke"), (text_array(order),)))
-            if rows:
-                tell_celery(current_app, rows)
+            app = app_of(self._live.settings.conninfo) if rows else None
+            if app is not None:
+                tell_celery(app, rows)
 
     def _rearms(self, message: dict[str, Any]) -> Lease | None:
         """The running job that this message publishes again (Task.retry, Task.replace), if it is one."""

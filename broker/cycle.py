@@ -88,6 +88,9 @@ class Cycle:
         #: A worker starts its jobs itself; for every other consumer delivering a job is starting it.
         self.starts_on_delivery = True
         self.on_lost: Callable[[list[Row]], None] = _ignore
+        #: How to declare a transient queue again that was reaped although it has a consumer.
+        self.restoration: Callable[[str], list[Call]] = _nothing_to_restore
+        self._repairs: list[Call] = []
         #: Seconds after which results are emptied; None: never.
         self.result_expires: float | None = None
         self.transient: list[str] = []
@@ -157,6 +160,9 @@ class Cycle:
             self._mail = False
             self._duties.mail = now + self._mail_interval
             plan.add((statement("fetch"), (text_array(self.transient), str(_MAX_BATCH))), self._take_mail)
+        for call in self._repairs:
+            plan.add(call, _ignore)
+        self._repairs.clear()
         if plan.calls and not plan.durable:
             plan.calls.insert(0, (statement("asynchronous_commit"), ()))
             plan.takers.insert(0, _ignore)
@@ -188,7 +194,7 @@ class Cycle:
                     options.keep_completed, options.keep_failed, self.result_expires)))), _ignore)
         if self.transient and now >= duties.touch:
             duties.touch = now + options.touch
-            plan.add((statement("touch"), (text_array(self.transient),)), _ignore)
+            plan.add((statement("touch"), (text_array(self.transient),)), self._take_missing)
         if (self.transient or self._owns_jobs) and now >= duties.reap:
             duties.reap = now + options.reap
             plan.add((statement("reap"), ()), _ignore)
@@ -266,6 +272,12 @@ class Cycle:
             self.ready.append((queue, decode_transient(queue, envelope, payload, binary, f"t{id_}.{self._serials}")))
         if len(rows) == _MAX_BATCH:
             self._mail = True
+
+    def _take_missing(self, rows: list[Row]) -> None:
+        # A task of the solo pool, or a suspended machine, kept this process from touching its queues in time.
+        for queue in (row[0] for row in rows):
+            if queue in self.transient:
+                self._repairs += self.restoration(queue)
 
     def _take_lock(self, rows: list[Row]) -> None:
         if rows[0][0] == "t":
@@ -360,6 +372,11 @@ class Cycle:
 
 def _interval(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds} seconds"
+
+
+def _nothing_to_restore(_queue: str) -> list[Call]:
+    """A consumer without entities of its own."""
+    return []
 
 
 def _ignore(rows: list[Row]) -> None:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
+from celery._state import _get_active_apps
 from celery.app.task import Context
 from celery.exceptions import WorkerLostError
 
 from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.session import Row
+from celery_jobqueue.db.errors import ConfigurationError
+from celery_jobqueue.db.url import libpq_dsn
 
-__all__ = ["REVOKED", "tell_celery"]
+__all__ = ["REVOKED", "app_of", "tell_celery"]
 
 logger = logging.getLogger(__name__)
 
 #: The error of a job that was revoked while nobody had it.
 REVOKED = "revoked"
+
+
+def app_of(conninfo: str) -> Any | None:
+    """The Celery application of this process that publishes to this database; None when there is none."""
+    for app in _get_active_apps():
+        if app.configured:
+            with suppress(ConfigurationError):
+                if libpq_dsn(str(app.conf.broker_write_url or app.conf.broker_url)) == conninfo:
+                    return app
+    return None
 
 
 def tell_celery(app: Any, rows: list[Row]) -> None:

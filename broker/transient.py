@@ -82,6 +82,7 @@ class Topology:
         self._known: dict[tuple[str, str], tuple[float, list[Destination]]] = {}
         self._declared: set[tuple[str, ...]] = set()
         self.auto_delete: set[str] = set()
+        self._standing: dict[str, list[Call]] = {}
         self.transient: dict[str, bool] = {}
 
     def destinations(self, exchange: str, routing_key: str, exchange_type: str) -> list[Destination]:
@@ -131,8 +132,13 @@ class Topology:
         if transient:
             self._known.pop(("", name), None)
             self._run(call)
+            self._standing[name] = [call]
         else:
             self._once(("queue", name), call, (statement("know_queue"), call[1]))
+
+    def restoration(self, queue: str) -> list[Call]:
+        """What declares and binds a transient queue again, as this process has; its consumer was silent and it was reaped."""
+        return list(self._standing.get(queue, ()))
 
     def holds_jobs(self, name: str) -> bool:
         """Whether messages of this queue are rows of job_queue."""
@@ -157,17 +163,21 @@ class Topology:
         call = (statement("bind"), (exchange, routing_key, queue, pattern))
         if self.transient.get(queue):
             self._run(call)
+            self._standing.setdefault(queue, []).append(call)
         else:
             self._once(("binding", queue, exchange, routing_key), call, call)
 
     def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
         """Undo `bind`."""
         self._declared.discard(("binding", queue, exchange, routing_key))
+        if queue in self._standing:
+            self._standing[queue] = [call for call in self._standing[queue] if call[1][:2] != (exchange, routing_key)]
         self._run((statement("unbind"), (exchange, routing_key, queue)))
 
     def _forget(self, queue: str) -> None:
         self._declared = {entry for entry in self._declared if entry[1] != queue}
         self.transient.pop(queue, None)
+        self._standing.pop(queue, None)
         self.auto_delete.discard(queue)
         self._known.pop(("", queue), None)
 

@@ -66,6 +66,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.settlements = settlements_for(self.settings.conninfo)
         self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
+        self.cycle_.restoration = self.topology.restoration
         self._loop: Any = None
         self._timer: Any = None
         self._pulse: Any = None

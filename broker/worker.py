@@ -73,6 +73,8 @@ class Gate:
     def _advance(self) -> None:
         while self._waiting and len(self._inside) < self._room(self._waiting[0]):
             request = self._waiting.popleft()
+            if request.revoked():  # or expired; the request has said so, and no attempt is used
+                continue
             self._inside.add(request)
             self.transport.settlements.start(
                 request.message.lease, not request.task.acks_late,

@@ -779,14 +779,16 @@ begin
 end $$;
 comment on function jobqueue.fetch is 'Take transient messages out of these queues';
 
-create function jobqueue.touch(p_queues text[]) returns void
+create function jobqueue.touch(p_queues text[]) returns setof text
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     update jobqueue.queue q set used_at = now()
      where q.name = any (p_queues) and q.expires is not null and q.used_at < now() - q.expires / 4;
+    return query select u.name from unnest(p_queues) as u(name)
+                  where not exists (select from jobqueue.queue q where q.name = u.name);
 end $$;
-comment on function jobqueue.touch is 'Queues with a consumer are not idle: keep x-expires away from them';
+comment on function jobqueue.touch is 'Queues with a consumer are not idle: keep x-expires away from them. Returns those that are gone already.';
 
 create function jobqueue.reap() returns integer
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -1056,7 +1058,7 @@ end $$;
 create policy own_jobs on public.job_queue for select to public using (user_id = (select jobqueue.current_user_id()));
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 1, 'job_queue', 'aab733c0bf9b72b0ad0a92062b423ceafaa95d15f0762b9ec10588f01421a451');
+        values ('queue', 1, 'job_queue', 'e763c97dca0857924c1a8423e36b40eb1b1f1b53f187acfaf8921cab682ba289');
     end if;
 end $bundle$;
 

@@ -36,7 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a running embedded PostgreSQL."""
     home = tmp_path_factory.mktemp("server")
-    yield embedded.ensure(home)
+    url = embedded.ensure(home)
+    with psycopg.connect(url, autocommit=True) as conn:
+        # Nobody pulls the plug of this machine, and a commit that waits ten seconds for a busy disk fails tests of other things.
+        conn.execute("alter system set fsync = off")
+        conn.execute("select pg_reload_conf()")
+    yield url
     embedded.down(home)
 
 

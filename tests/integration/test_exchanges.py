@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
+from celery import Celery
 from kombu import Connection, Exchange, Producer
 
 from tests.support.database import one, rows
 from tests.support.programs import program, transient_queues
 from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 CONSUMER = dedent("""
     import json, os, sys
@@ -87,3 +90,14 @@ def test_a_killed_subscribers_queue_does_not_collect_messages_for_ever(database_
     with Connection(database_url) as connection:
         Producer(connection, exchange=Exchange("news", "fanout", durable=True)).publish("x", serializer="json")
     assert one(database_url, "select count(*) from jobqueue.message") == 0
+
+
+def test_a_consumer_that_was_silent_for_too_long_gets_its_queue_back(app: Celery, database_url: str,
+                                                                     start_worker: Callable[..., Worker]) -> None:
+    worker = start_worker()
+    assert app.control.ping(destination=[worker.name], timeout=10)
+    # As reap() does when a task of the solo pool keeps its worker from touching the queue.
+    rows(database_url, "delete from jobqueue.binding where queue like '%.pidbox'")
+    rows(database_url, "delete from jobqueue.queue where name like '%.pidbox'")
+    assert not app.control.ping(destination=[worker.name], timeout=0.3)
+    wait_until(lambda: app.control.ping(destination=[worker.name], timeout=0.3), "it answers again")

@@ -348,6 +348,20 @@ def test_revoking_a_waiting_job_needs_no_worker(app: Celery, database_url: str, 
     assert not Path(path).exists()
 
 
+def test_revoking_a_job_that_waits_in_a_worker_costs_no_attempt(app: Celery, database_url: str, start_worker: Start,
+                                                                tmp_path: Path) -> None:
+    start_worker("-c", "1", TEST_ACKS="early")
+    mark = str(tmp_path / "mark")
+    running, waiting = app.tasks["t.wait"].delay(mark), app.tasks["t.add"].delay(1, 1)
+    wait_until(lambda: Path(mark).exists() and job(database_url, waiting.id)["owner"], "one runs, the other is reserved")
+    waiting.revoke()
+    wait_until(lambda: waiting.id in str(app.control.inspect(timeout=1).revoked()), "the worker knows")
+    Path(mark + ".go").touch()
+    row = wait_for_status(database_url, waiting.id, "failed")
+    assert (row["attempts"], row["state"], row["error_message"]) == (0, "REVOKED", "revoked")
+    assert running.get(timeout=10) == "went"
+
+
 def test_a_revoked_job_does_not_come_back_from_a_dead_worker(app: Celery, database_url: str, start_worker: Start,
                                                              tmp_path: Path) -> None:
     dead = start_worker("-c", "1")

@@ -758,14 +758,16 @@ begin
 end $$;
 comment on function jobqueue.fetch is 'Take transient messages out of these queues';
 
-create function jobqueue.touch(p_queues text[]) returns void
+create function jobqueue.touch(p_queues text[]) returns setof text
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     update jobqueue.queue q set used_at = now()
      where q.name = any (p_queues) and q.expires is not null and q.used_at < now() - q.expires / 4;
+    return query select u.name from unnest(p_queues) as u(name)
+                  where not exists (select from jobqueue.queue q where q.name = u.name);
 end $$;
-comment on function jobqueue.touch is 'Queues with a consumer are not idle: keep x-expires away from them';
+comment on function jobqueue.touch is 'Queues with a consumer are not idle: keep x-expires away from them. Returns those that are gone already.';
 
 create function jobqueue.reap() returns integer
 language plpgsql set search_path = pg_catalog, pg_temp

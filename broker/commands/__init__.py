@@ -6,6 +6,7 @@ Every Celery command imports this module, so it imports nothing that takes time.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -167,10 +168,12 @@ def retry_command(store: JobStore, ids: Sequence[str], failed: bool, force: bool
     again: list[str] = []
     for some in orders.retry_failed(store, _wanted(store, (), **filters)):
         again += some
-        if not as_json:
-            click.echo(f"\r{len(again)} retried", nl=False)
+        if not as_json and sys.stdout.isatty():
+            click.echo(f"\r{len(again)} …", nl=False)
     if as_json:
         _dump({"retried": again, "unchanged": []})
+    else:
+        click.echo(("\r" if sys.stdout.isatty() else "") + f"{len(again)} retried")
 
 
 @jobs.command("cancel")

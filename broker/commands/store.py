@@ -233,11 +233,13 @@ def open_store(app: Any) -> JobStore:
 
     Raises ConfigurationError when its broker is another one, psycopg.OperationalError when no server answers.
     """
-    connection = app.connection_for_read()
-    if connection.transport_cls not in SCHEMES:
-        shown = maybe_sanitize_url(app.conf.broker_read_url or "amqp://")
-        raise ConfigurationError(f"the application's broker is {shown}, not postgresql://…: "
+    said = app.conf.broker_read_url
+    first = (said if isinstance(said, str) else said[0] if said else "amqp://").partition(";")[0]
+    scheme = first.partition("://")[0]
+    if scheme != first and scheme not in SCHEMES:
+        raise ConfigurationError(f"the application's broker is {maybe_sanitize_url(first)}, not postgresql://…: "
                                  "name an application of the job queue with `celery -A …`")
+    connection = app.connection_for_read()
     urls = [url for url in connection.alt if url.partition("://")[0] in SCHEMES] or [broker_settings.url_of(connection)]
     for number, url in enumerate(urls, 1):
         settings = broker_settings.from_url(url, connection.transport_options or {})

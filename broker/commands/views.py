@@ -163,7 +163,7 @@ def whole_job(row: Document, width: int | None, style: Style) -> list[str]:
         ("progress" if job.status == "processing" else "result", _result(row)),
         ("error" if job.status == "failed" else "last error", job.text("error_message")),
     ]
-    label = max(len(name) for name, text in said if text) + 2
+    label = len("celery state") + 2
     lines = [style(f"{name:<{label}}", bold=True) + _wrapped(text, label, width) for name, text in said if text]
     lines[0] = style(f"{'status':<{label}}", bold=True) + coloured(job.status, style)(said[0][1])
     if row["errors"]:

@@ -356,20 +356,22 @@ picked (id) as (
     select unnest($8::uuid[])
      union
     (select n.id
-       from (select id, queue, task_name, created_at from public.job_queue
+       from (select id, status, queue, task_name, created_at from public.job_queue
               where id < (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid
                 and ($5::interval is null
                      or id > (lpad(to_hex(greatest(0, extract(epoch from now() - $5::interval) * 1000 - 3600000)::bigint), 12, '0')
                               || repeat('0', 20))::uuid)
               order by id desc limit $7::integer) n
-      where $1::text[] is null and $4::text is null and $8::uuid[] is null
+      where ($1::text[] is null or cardinality($1) > 1 and 'pending' = any ($1) and n.status = any ($1))
+        and $4::text is null and $8::uuid[] is null
         and ($2::text is null or n.queue = $2) and ($3::text is null or n.task_name = $3)
         and ($5::interval is null or n.created_at > now() - $5::interval)
       limit $6::integer)
      union
     (select id from public.job_queue
       where id >= (lpad(to_hex((extract(epoch from now()) * 1000)::bigint + 3600000), 12, '0') || repeat('0', 20))::uuid
-        and $1::text[] is null and $4::text is null and $8::uuid[] is null
+        and ($1::text[] is null or cardinality($1) > 1 and 'pending' = any ($1) and status = any ($1))
+        and $4::text is null and $8::uuid[] is null
         and ($2::text is null or queue = $2) and ($3::text is null or task_name = $3)
         and ($5::interval is null or created_at > now() - $5::interval)
       order by created_at desc limit $6::integer)
@@ -378,7 +380,9 @@ picked (id) as (
       where user_id = $4 and ($1::text[] is null or status = any ($1))
         and ($2::text is null or queue = $2) and ($3::text is null or task_name = $3)
         and ($5::interval is null or created_at > now() - $5::interval)
-      order by created_at desc limit $6::integer)
+      order by case when $1::text[] = '{pending}' then run_at > now() end, case when $1::text[] = '{pending}' then priority end,
+               case when $1::text[] = '{pending}' then run_at end, created_at desc
+      limit $6::integer)
      union
     (select id from public.job_queue
       where owner is not null and status = any ($1::text[]) and $4::text is null
@@ -389,12 +393,13 @@ picked (id) as (
     (select w.id
        from waiting cross join generate_series(1, 10) as p(priority)
       cross join lateral (
-        select j.id, j.task_name, j.created_at from public.job_queue j
+        select j.id, j.run_at, j.task_name, j.created_at from public.job_queue j
          where j.queue = waiting.name and j.priority = p.priority and j.status = 'pending' and j.owner is null
          order by j.run_at, j.id limit case when $3::text is null and $5::interval is null then $6::integer else $7::integer / 10 end) w
-      where 'pending' = any ($1::text[]) and $4::text is null
+      where $1::text[] = '{pending}' and $4::text is null
         and ($2::text is null or waiting.name = $2) and ($3::text is null or w.task_name = $3)
-        and ($5::interval is null or w.created_at > now() - $5::interval))
+        and ($5::interval is null or w.created_at > now() - $5::interval)
+      order by w.run_at > now(), p.priority, w.run_at, w.id limit $6::integer)
      union
     (select f.id
        from (select id, queue, task_name, created_at from public.job_queue

@@ -219,7 +219,7 @@ class DatabaseScheduler(Scheduler):  # type: ignore[misc]
                 except (psycopg.DataError, psycopg.IntegrityError):
                     self._write_one(entry, in_code=True)
             except (psycopg.DataError, psycopg.IntegrityError, InvalidJob) as error:
-                logger.error("beat: The entry %r cannot be scheduled: %s", entry.name, error)
+                logger.error("beat: The entry %r cannot be scheduled: %s", entry.name, str(error).splitlines()[0])
         for name, source, app in self._session.run((statement("foreign_schedule"), self._mine))[0]:
             owner = "somebody wrote it" if source == "sql" else f"the application {app!r} has it"
             logger.warning("beat: The schedule's row %r stays as it is: %s", name, owner)

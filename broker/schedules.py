@@ -192,13 +192,19 @@ def _ask(made: Any, since: datetime, now: datetime) -> tuple[bool, timedelta]:
 
 
 def _until_match(made: Any, now: datetime) -> timedelta:
+    """Celery goes by the hands of the clock. Where it is set back it would pause what runs every hour for the hour that comes
+    twice, and in the second of these hours it finds moments in the first.
+    """
     wait: timedelta = made.remaining_estimate(now)
-    if (len(made.hour), len(made.day_of_month), len(made.month_of_year), len(made.day_of_week)) == (24, 31, 12, 7):
-        # Celery goes by the hands of the clock, and would skip the hour that comes twice when the clock is set back.
+    every_hour = (len(made.hour), len(made.day_of_month), len(made.month_of_year), len(made.day_of_week)) == (24, 31, 12, 7)
+    if every_hour or wait <= timedelta(0):
         steady = _at(made, now)
         steady.tz = fixed_offset(now.astimezone(made.tz).utcoffset() or timedelta(0))
-        wait = min(wait, steady.remaining_estimate(now))
-    return max(wait, timedelta(seconds=1))  # never a loop, whatever a clock does
+        sooner: timedelta = steady.remaining_estimate(now)
+        # Lord Howe Island sets its clock back by half an hour.
+        if wait <= timedelta(0) or (sooner < wait and (now + sooner).astimezone(made.tz).minute in made.minute):
+            return sooner
+    return wait
 
 
 def _too_late(made: Any, now: datetime) -> bool:

@@ -444,7 +444,7 @@ select row_to_json(shown)
   from (select j.id, j.task_id, j.task_name, j.status, j.state, j.queue, j.priority, j.attempts, j.max_attempts, j.total_starts,
                j.user_id, j.worker, j.owner is not null as claimed, j.error_message, j.created_at, j.run_at, j.started_at,
                j.finished_at, j.expires_at, case when j.status = 'processing' then left(j.result, 2000) end as progress,
-               left(j.payload, 300) as payload, clock_timestamp() as now
+               left(j.payload, 1000) as payload, clock_timestamp() as now
           from picked cross join lateral (select * from public.job_queue x where x.id = picked.id limit 1) j
          order by case when $1::text[] = '{pending}' then j.owner is null end, case when $1::text[] = '{pending}' then j.run_at > now() end,
                   case when $1::text[] = '{pending}' then j.priority end, case when $1::text[] = '{pending}' then j.run_at end,

@@ -113,7 +113,7 @@ def width(text: str) -> int:
 @pytest.mark.parametrize("columns", [80, 100, 200, None])
 def test_lines_are_as_wide_as_the_terminal_and_stand_in_columns(columns: int | None, app: Celery, database_url: str,
                                                                 publish: Callable[..., str]) -> None:
-    long, wide = publish("x" * 300, 1), publish("日本語テキスト" * 9, "Zoë́")
+    long, wide = publish("x" * 2000, 1), publish("日本語テキスト" * 9, "Zoë́")
     plain = publish(1, 2, queue="a-queue-of-a-rather-long-name")
     rows(database_url, "update job_queue set status = 'failed', error_message = %s, attempts = 3 where task_id = %s",
          ("ValueError: one\nand \x1b[31mtwo\x07 " + "more " * 50, long))
@@ -125,8 +125,9 @@ def test_lines_are_as_wide_as_the_terminal_and_stand_in_columns(columns: int | N
     if columns is not None:
         assert max(map(width, told.lines)) <= columns
     else:
-        assert "x" * 200 in told.out  # nothing is cut in a pipe, as far as the list looks into arguments
+        assert "x" * 900 in told.out  # nothing is cut in a pipe, as far as the list looks into arguments
         assert ("more " * 50).strip() in told.out
+    assert "t.add(\"日本" in told.out
     by_id = {line["id"]: line for line in told.table}
     assert len(by_id) == 3
     for task_id in (long, wide, plain):

@@ -68,6 +68,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
         self.cycle_.restoration = self.topology.restoration
         self._loop: Any = None
+        self._loop_thread = 0
         self._timer: Any = None
         self._pulse: Any = None
         self._reading: int | None = None
@@ -264,6 +265,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             # Consumers are cancelled (shutdown): the loop may not turn again, and what is not flushed runs twice.
             with contextlib.suppress(psycopg.Error, OSError):
                 self.cycle_.exchange()
+        elif self._loop is not None:
+            if self._loop_thread != threading.get_ident():
+                self._loop.call_soon(_nothing)  # wakes the hub up, from any thread
         elif self._drainer not in (None, threading.get_ident()) and self._waker is not None:
             with contextlib.suppress(OSError):
                 self._waker[1].send(b"x")
@@ -286,6 +290,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Hand the connection to the hub: nothing blocks from here on."""
         self._leave_loop()
         self._loop = loop
+        self._loop_thread = threading.get_ident()
         loop.on_tick.add(self._on_tick)
         self._pulse = loop.call_repeatedly(self.settings.options.heartbeat, self._beat)
 

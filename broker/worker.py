@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from datetime import timedelta
+from threading import RLock
 from typing import Any
 
 from celery import bootsteps, signals
@@ -39,6 +40,7 @@ class Gate:
         self._enter_pool = enter_pool
         self._waiting: deque[Any] = deque()
         self._inside: set[Any] = set()
+        self._lock = RLock()  # the threads pool reports from its own threads
         self.transport: Any = None
 
     def _room(self, request: Any) -> int:
@@ -52,23 +54,26 @@ class Gate:
         if getattr(request.message, "lease", None) is None:
             return self._enter_pool(request)
         request.job_gate = self
-        self._waiting.append(request)
-        self._advance()
+        with self._lock:
+            self._waiting.append(request)
+            self._advance()
         return None
 
     def done(self, request: Any) -> None:
         """A request is over, whatever became of it."""
-        self._inside.discard(request)
-        self._advance()
+        with self._lock:
+            self._inside.discard(request)
+            self._advance()
 
     def reset(self) -> None:
         """The connection was replaced: Celery has forgotten every request that does not run yet."""
-        self._waiting.clear()
-        running = {request for request in self._inside if request in worker_state.active_requests}
-        self.transport.settlements.forget_starts()
-        for request in self._inside - running:
-            self.transport.settlements.release(request.message.lease)
-        self._inside = running
+        with self._lock:
+            self._waiting.clear()
+            running = {request for request in self._inside if request in worker_state.active_requests}
+            self.transport.settlements.forget_starts()
+            for request in self._inside - running:
+                self.transport.settlements.release(request.message.lease)
+            self._inside = running
 
     def _advance(self) -> None:
         while self._waiting and len(self._inside) < self._room(self._waiting[0]):

@@ -187,9 +187,13 @@ def cancel_command(store: JobStore, ids: Sequence[str], terminate: bool, signal:
 
     The exit code is 1 when a job was not changed.
     """
+    from celery.platforms import signals
+
     from celery_jobqueue.broker.commands import orders
     from celery_jobqueue.broker.commands.text import clean
 
+    if not signals.supported(signal):
+        raise click.UsageError(f"there is no signal {signal!r}")
     found = store.find(ids)
     running = {job.id for job in store.by_id(found) if job.status == "processing"} if terminate else set()
     answer = orders.cancel(store, found, running=terminate)

@@ -297,6 +297,7 @@ def test_a_watched_job_that_is_deleted(app: Celery, database_url: str) -> None:
     (("retry", "x", "--failed"), "name jobs, or say --failed"),
     (("retry", "x", "--queue", "mail"), "name jobs, or say --failed"),
     (("retry", "--failed", "--force"), "name jobs, or say --failed"),
+    (("cancel", "x", "--terminate", "--signal", "LOUD"), "there is no signal 'LOUD'"),
     (("watch", "x", "--queue", "mail"), "name jobs, or say filters"),
 ])
 def test_what_cannot_be_meant(arguments: tuple[str, ...], says: str, app: Celery) -> None:

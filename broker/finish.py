@@ -1,6 +1,6 @@
 """A task's job is finished in the transaction of the task's own writes: both happen, or neither.
 
-    @app.task(acks_late=True)
+    @app.task(acks_late=True, reject_on_worker_lost=True)
     def charge(invoice):
         with Session.begin() as session:
             session.add(Payment(invoice))
@@ -90,11 +90,11 @@ class _TransactionSession:
     in_transaction = True
 
     def __init__(self, run: RunCalls) -> None:
-        self._run = run
+        self._answers = run
 
     def run(self, *calls: Call) -> list[list[Row]]:
         """The rows of each call. Raises LeaseLost when a settlement found the job in other hands."""
-        answers = self._run(*calls)
+        answers = self._answers(*calls)
         for (stmt, _), rows in zip(calls, answers, strict=True):
             if (stmt.name == "store_result" and rows[0][0] != "t") or (stmt.name == "complete" and not rows):
                 raise LeaseLost("the job is not this run's any more: it was taken back, or finished before")

@@ -133,8 +133,10 @@ class DatabaseScheduler(Scheduler):  # type: ignore[misc]
             if row is None or isinstance(error, _UNREACHABLE) or not session.connected:
                 raise
             # PostgreSQL refused the job, and with it the transaction; the row waits for its next tick, or the loop would not end.
+            refused = InvalidJob(f"PostgreSQL refused the job: {str(error).splitlines()[0]}")
+            logger.error("beat: No job of %r: %s", row.name, refused)
             with session.transaction():
-                self._handle(row, session, refused=InvalidJob(f"PostgreSQL refused the job: {str(error).splitlines()[0]}"))
+                self._handle(row, session, refused)
         return 0.0
 
     def _handle(self, row: Row, session: Session, refused: Exception | None = None) -> None:
@@ -143,9 +145,9 @@ class DatabaseScheduler(Scheduler):  # type: ignore[misc]
             made = self.schedule[row.name].schedule if row.in_code == "t" else read_schedule(row, self.app)
             since = max(last_run or changed, changed)
             if due is None:
-                self._save(session, row, first_tick(made, last_run, changed, now))
-                return
-            send, following = next_tick(made, due, since, now)
+                send, following = False, first_tick(made, last_run, changed, now)
+            else:
+                send, following = next_tick(made, due, since, now)
             entry = self._entry(row, made, since)
         except Exception as error:
             self._unusable(session, row, error)
@@ -186,6 +188,7 @@ class DatabaseScheduler(Scheduler):  # type: ignore[misc]
         try:
             drive(published.script(), lambda *calls: session.run(*_numbered(calls, row, numbers)))
         except InvalidJob as error:
+            logger.error("beat: No job of %r: %s", row.name, error)
             return error
         return failure
 

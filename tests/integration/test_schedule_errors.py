@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +15,8 @@ from psycopg import errors
 
 from celery_jobqueue.broker.beat import DatabaseScheduler
 from celery_jobqueue.db.errors import ConfigurationError
-from tests.support.database import rows
-from tests.support.schedule_table import HOURLY, MakeBeat, insert, jobs, make_due, schedulers, spin, table
+from tests.support.database import fresh_database, rows
+from tests.support.schedule_table import HOURLY, JSON, MakeBeat, insert, jobs, make_due, schedulers, spin, table
 
 
 @pytest.fixture
@@ -25,17 +26,24 @@ def beat(database_url: str) -> Iterator[MakeBeat]:
         yield make
 
 
-@pytest.mark.parametrize("schedule", [
-    "30 seconds", "1.5 hours", "90 min", "01:30", "PT15M", "2 days 4 hours", "7", "0.001",
-    "* * * * *", "*/5 0-6,22 1,15 jan-mar,12 mon-fri", "0 0 29 FEB 0", "5-55/10 23-2 * * sun", "00 07 01 01 monday",
-    "solar sunset 48.1 11.6", "solar dawn_civil -90 180"])
-def test_schedules_that_people_write(schedule: str, beat: MakeBeat, database_url: str) -> None:
-    insert(database_url, schedule=schedule, timezone="America/New_York")
-    scheduler = beat()
-    scheduler.tick()
-    row = table(database_url)["mine"]
-    assert row["last_error"] is None
-    assert row["next_run_at"] > row["changed_at"]
+def test_schedules_that_people_write(beat: MakeBeat, database_url: str) -> None:
+    texts = ["30 seconds", "1.5 hours", "90 min", "01:30", "PT15M", "2 days 4 hours", "7", "0.5", "* * * * *",
+             "*/5 0-6,22 1,15 jan-mar,12 mon-fri", "0 0 29 FEB 0", "5-55/10 23-2 * * sun", "00 07 01 01 monday",
+             "solar sunset 48.1 11.6", "solar dawn_civil -90 180"]
+    for text in texts:
+        insert(database_url, name=text, schedule=text, timezone="America/New_York")
+    spin(beat())
+    found = table(database_url)
+    assert {name: row["last_error"] for name, row in found.items()} == dict.fromkeys(texts)
+    assert [name for name, row in found.items() if row["next_run_at"] <= row["changed_at"]] == []
+
+
+@pytest.fixture(scope="module")
+def refusing_url(server: str, template: str) -> Iterator[str]:
+    """A database for rows that are refused; one stands in it."""
+    with fresh_database(server, template) as url:
+        insert(url, name="good")
+        yield url
 
 
 @pytest.mark.parametrize(("fields", "what"), [
@@ -54,13 +62,14 @@ def test_schedules_that_people_write(schedule: str, beat: MakeBeat, database_url
     ({"total_runs": -1}, "schedule_total_runs"), ({"next_run_at": "infinity"}, "schedule_next_run_at"),
     ({"last_run_at": "-infinity"}, "schedule_last_run_at"),
 ])
-def test_rows_that_are_refused(fields: dict[str, Any], what: str, database_url: str) -> None:
+def test_rows_that_are_refused(fields: dict[str, Any], what: str, refusing_url: str) -> None:
+    before = table(refusing_url)
     with pytest.raises(errors.CheckViolation, match=what):
-        insert(database_url, **fields)
-    if "schedule" in fields:
-        insert(database_url)
-        with pytest.raises(errors.CheckViolation, match=what):
-            rows(database_url, "update jobqueue.schedule set schedule = %s", (fields["schedule"],))
+        insert(refusing_url, **fields)
+    [(column, value)] = fields.items()
+    with pytest.raises(errors.CheckViolation, match=what):
+        rows(refusing_url, f"update jobqueue.schedule set {column} = %s", (json.dumps(value) if column in JSON else value,))
+    assert table(refusing_url) == before
 
 
 def test_rows_that_beat_cannot_use_stop_no_other(beat: MakeBeat, database_url: str,
@@ -96,6 +105,9 @@ def test_jobs_that_cannot_be_sent_stop_no_other(beat: MakeBeat, database_url: st
     insert(database_url, name="priority", options={"priority": 11})
     insert(database_url, name="arguments", args=[1, 2, 3])
     insert(database_url, name="refused", options={"queue": "closed"})
+    rows(database_url, "insert into jobqueue.binding (exchange, routing_key, queue) values ('shop', 'orders', 'celery')")
+    insert(database_url, name="routed", options={
+        "exchange": "shop", "exchange_type": "topic", "routing_key": "orders", "priority": 12})
     insert(database_url, name="good")
     scheduler = beat({"unreachable": {**HOURLY, "args": (1, BeatLazyFunc(ask))}})
     spin(scheduler)
@@ -104,18 +116,44 @@ def test_jobs_that_cannot_be_sent_stop_no_other(beat: MakeBeat, database_url: st
         spin(scheduler)
     found = table(database_url)
     assert {name: (row["total_runs"], bool(row["last_error"])) for name, row in found.items()} == {
-        "good": (1, False), "priority": (0, True), "arguments": (0, True), "refused": (0, True), "unreachable": (0, True)}
+        "good": (1, False), **dict.fromkeys(("priority", "arguments", "refused", "unreachable", "routed"), (0, True))}
     assert "priority" in found["priority"]["last_error"]
     assert "positional argument" in found["arguments"]["last_error"]
     assert "the queue is closed" in found["refused"]["last_error"]
     assert found["unreachable"]["last_error"] == "ConnectionRefusedError: no such service"
     assert all(row["next_run_at"] > row["last_run_at"] for row in found.values())
     assert len(jobs(database_url)) == 1
-    assert any("Couldn't apply scheduled task priority" in record.message for record in caplog.records)
+    for message in ("Couldn't apply scheduled task priority", "No job of 'routed': priority=12",
+                    "No job of 'refused': PostgreSQL refused the job: the queue is closed"):
+        assert any(message in record.message for record in caplog.records), message
 
     rows(database_url, "update jobqueue.schedule set options = '{}', next_run_at = now() where name = 'refused'")
     spin(scheduler)
     assert (table(database_url)["refused"]["total_runs"], table(database_url)["refused"]["last_error"]) == (1, None)
+
+
+def test_a_connection_that_breaks_is_not_put_down_to_the_row(beat: MakeBeat, database_url: str,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(database_url)
+    scheduler = beat()
+    save = scheduler._save
+
+    def cut_off(*args: Any, **kwargs: Any) -> None:
+        monkeypatch.undo()
+        rows(database_url, "select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction'"
+                           " and datname = current_database()")
+        save(*args, **kwargs)
+
+    for moment in ("a new row", "a job"):
+        monkeypatch.setattr(scheduler, "_save", cut_off)
+        assert scheduler.tick() > 0, moment
+        assert jobs(database_url) == []
+        spin(scheduler)
+        row = table(database_url)["mine"]
+        assert row["next_run_at"] is not None
+        assert row["last_error"] is None
+        assert row["total_runs"] == len(jobs(database_url)) == (moment == "a job")
+        make_due(database_url)
 
 
 def test_another_broker_is_told_at_once(beat: MakeBeat) -> None:

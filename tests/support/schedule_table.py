@@ -12,6 +12,8 @@ from tests.support.app import make_app
 from tests.support.database import rows
 
 HOURLY: dict[str, Any] = {"task": "t.add", "schedule": 3600, "args": (1, 2)}
+#: Columns that hold it.
+JSON = ("args", "kwargs", "options")
 MakeBeat: TypeAlias = Callable[..., DatabaseScheduler]
 
 
@@ -48,7 +50,7 @@ def table(url: str) -> dict[str, dict[str, Any]]:
 def insert(url: str, **fields: Any) -> None:
     """A person's row."""
     fields = {"name": "mine", "task": "t.add", "schedule": "1 hour", "args": [1, 2], **fields}
-    values = [json.dumps(value) if name in ("args", "kwargs", "options") else value for name, value in fields.items()]
+    values = [json.dumps(value) if name in JSON else value for name, value in fields.items()]
     rows(url, f"insert into jobqueue.schedule ({', '.join(fields)}) values ({', '.join(['%s'] * len(fields))})", values)
 
 

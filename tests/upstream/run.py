@@ -92,7 +92,8 @@ def _run(suite: Path, file: Path, broker: str, redis_port: int, pool: str, repor
     with log.open("wb") as output:
         code = subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "celery.contrib.pytest",
-             "-rfEsxX", "--log-level=INFO", "-o", f"timeout={TIMEOUT}", "-o", "xfail_strict=false", f"--junitxml={report}", str(file), *options],
+             "-rfEsxX", "--log-level=INFO", "-o", f"timeout={TIMEOUT}", "-o", "xfail_strict=false",
+             f"--junitxml={report}", str(file), *options],
             cwd=suite, env=environment, stdout=output, stderr=output, check=False).returncode
     return _counts(report) if report.exists() and code in (0, 1) else Counter(failed=1)
 

@@ -45,9 +45,11 @@ class Gate:
 
     def _room(self, request: Any) -> int:
         processes = self._consumer.pool.num_processes or 1
-        # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task.
-        solo = self._consumer.pool.__class__.__module__ == "celery.concurrency.solo"
-        return int(processes if solo or not request.task.acks_late else 2 * processes)
+        # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task. A full
+        # pool of greenlets makes whoever enters it wait, and the consumer that waits there neither beats nor settles.
+        pool = self._consumer.pool
+        waits = pool.is_green or pool.__class__.__module__ == "celery.concurrency.solo"
+        return int(processes if waits or not request.task.acks_late else 2 * processes)
 
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""

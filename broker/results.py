@@ -27,12 +27,13 @@ from celery_jobqueue.broker.collector import refuse_dead_wait
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.cycle import channel_of
 from celery_jobqueue.broker.masking import install as _install_masking
+from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.sessions import session_for
 from celery_jobqueue.broker.settings import from_url
 from celery_jobqueue.broker.settlements import describe
 from celery_jobqueue.broker.sql import Statement, statement
-from celery_jobqueue.db.url import masked
+from celery_jobqueue.db.url import libpq_dsn, masked
 
 __all__ = ["ResultBackend"]
 
@@ -154,12 +155,12 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
 
     def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
-        options = dict(app.conf.get("broker_transport_options") or {})
+        brokers = _broker_databases(app.conf)
+        options = dict((app.conf.get("broker_transport_options") or {}) if brokers else {})
         options.update(app.conf.get("result_backend_transport_options") or {})
-        broker = app.conf.broker_url
-        known = options if isinstance(broker, str) and broker.startswith(("postgres://", "postgresql://")) else dict(
-            app.conf.get("result_backend_transport_options") or {})
-        self.settings = from_url(url or "", known)
+        self.settings = from_url(url or "", options)
+        #: Whether jobs have their rows here; else the broker is another database, or something else.
+        self._has_jobs = self.settings.conninfo in brokers
         self.result_consumer = self.ResultConsumer(
             self, self.app, self.accept, self._pending_results, self._pending_messages)
 
@@ -210,7 +211,8 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         if state in self.EXCEPTION_STATES:
             error = _error_text(result)
         traceback = None if traceback is None else safe_str(traceback).replace("\0", "\\0")
-        lease = lease_of(request) if request is not None and getattr(request, "id", None) == task_id else None
+        own = self._has_jobs and request is not None and getattr(request, "id", None) == task_id
+        lease = lease_of(request) if own else None
         if lease is not None:
             job = request.properties["job"]
             params: tuple[str | bytes | None, ...] = (
@@ -333,6 +335,16 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
             return
         expires = self.expires.total_seconds() if isinstance(self.expires, timedelta) else float(self.expires)
         self._run("expire_results", (f"{expires} seconds",))
+
+
+def _broker_databases(conf: Any) -> set[str]:
+    """Connection strings of the databases that hold this application's jobs."""
+    found: set[str] = set()
+    for urls in (conf.broker_url, conf.broker_read_url):
+        for url in urls.split(";") if isinstance(urls, str) else urls or ():
+            if str(url).startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+                found.add(libpq_dsn(str(url)))
+    return found
 
 
 def _error_text(result: Any) -> str | None:

@@ -118,8 +118,10 @@ class Cycle:
 
     @property
     def _mail_interval(self) -> float:
+        if not self.options.pooled:
+            return self.options.poll  # NOTIFY tells; this is for the case that it does not
         # Without LISTEN: a client of remote control waits one second in all, a worker may take its time.
-        return min(self.options.poll, 0.5) if self._owns_jobs else 0.05
+        return min(self.options.poll, 0.5) if self.claims.queues else 0.05
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Cycle:
         self._plan_duties(plan, now)
         self._plan_settlements(plan)
         self._plan_claims(plan, now)
-        if self.transient and (self._mail or (self.options.pooled and now >= self._duties.mail)):
+        if self.transient and (self._mail or now >= self._duties.mail):
             self._mail = False
             self._duties.mail = now + self._mail_interval
             plan.add((statement("fetch"), (text_array(self.transient), str(_MAX_BATCH))), self._take_mail)
@@ -174,7 +176,7 @@ class Cycle:
         wanted = {channel_of(queue) for queue in (*self.claims.queues, *self.transient)}
         for channel in wanted - self._listening:
             # LISTEN takes no parameter; the name is ours: jq_ and an MD5 in hexadecimal.
-            plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()), _ignore)
+            plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()), self._take_listening)
             self._mail = True
         for channel in self._listening - wanted:
             plan.add((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), _ignore)
@@ -273,6 +275,11 @@ class Cycle:
         if len(rows) == _MAX_BATCH:
             self._mail = True
 
+    def _take_listening(self, rows: list[Row]) -> None:
+        # It holds from the commit on: what was sent after this batch had looked and before that woke nobody.
+        self._mail = True
+        self.claims.wake()
+
     def _take_missing(self, rows: list[Row]) -> None:
         # A task of the solo pool, or a suspended machine, kept this process from touching its queues in time.
         for queue in (row[0] for row in rows):
@@ -354,9 +361,7 @@ class Cycle:
             if any(credit is None or credit > 0 for credit in map(self._credit, self.claims.queues)):
                 deadlines.append(self.claims.next_look)
         if self.transient:
-            deadlines += [duties.touch, duties.reap]
-            if self.options.pooled:
-                deadlines.append(duties.mail)
+            deadlines += [duties.touch, duties.reap, now if self._mail else duties.mail]
         return min(deadlines)
 
     def lost_connection(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,8 @@ _PROGRAMS = {"pgbouncer": "pgbouncer", "chromium": "chromium"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background commands with SIGINT ignored, which every child would inherit, and Ctrl-C is under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for program in _PROGRAMS:
         config.addinivalue_line("markers", f"needs_{program}: skipped where the system program {program} is missing")
 

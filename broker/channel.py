@@ -182,10 +182,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         storable(routing_key, "queue" if not exchange else "routing key")
         kind = self.typeof(exchange).type if exchange else "direct"
         again = self._rearms(message)
-        # Remote control is no job: it goes out at once. And what runs here runs in no other transaction.
-        collector = None if again or (kind == "fanout" and "task" not in message["headers"]) else collected(
-            transport.settings.conninfo)
-        if collector is not None:
+        # Remote control is no job: mostly it goes out at once. And what runs here runs in no other transaction.
+        control = kind == "fanout" and "task" not in message["headers"]
+        collector = None if again else collected(transport.settings.conninfo)
+        if collector is not None and (collector.control or not control):
             collector.publish(message, exchange, routing_key or "", kind, transport, self.deadletter_queue)
             return
         destinations = transport.topology.destinations(exchange, routing_key or "", kind)

@@ -114,7 +114,8 @@ class ChordBackend:
         session, deadline, pause = self._session, time.monotonic() + self.patience, 0.0
         while True:
             try:
-                with session.transaction(), collecting(self.settings.conninfo) as published:
+                # Remote control too: where a chord fails, Celery stores its body's failures before it revokes the body.
+                with session.transaction(), collecting(self.settings.conninfo, control=True) as published:
                     answers = session.run(*calls)
                     if len(calls) > 1 and answers[0][0][0] != "t":
                         raise _LeaseLost

@@ -44,13 +44,16 @@ class Collector:
     """What was published in a block, in order.
 
     conninfo: only what goes to this database (None: to any). wake: notify workers even if none says that it sleeps: nobody
-    knows who will when the transaction commits. check: called with every message; raises what forbids it.
+    knows who will when the transaction commits. control: keep remote control too, which otherwise goes out at once.
+    check: called with every message; raises what forbids it.
     """
 
-    def __init__(self, conninfo: str | None, wake: bool, check: Callable[[], None], outer: Collector | None) -> None:
+    def __init__(self, conninfo: str | None, wake: bool, control: bool, check: Callable[[], None],
+                 outer: Collector | None) -> None:
         self.conninfo = conninfo
         self.outer = outer
         self.open = True
+        self.control = control
         self.wake: bool = wake or (outer is not None and outer.open and outer.wake)
         #: Settings of the brokers that were published to, by connection string.
         self.brokers: dict[str, Settings] = {}
@@ -121,10 +124,10 @@ _current: ContextVar[Collector | None] = ContextVar("celery_jobqueue_collector",
 
 
 @contextmanager
-def collecting(conninfo: str | None = None, *, wake: bool = False,
+def collecting(conninfo: str | None = None, *, wake: bool = False, control: bool = False,
                check: Callable[[], None] = lambda: None) -> Iterator[Collector]:
     """Keep everything that is published (to this database) in the block; see Collector."""
-    collector = Collector(conninfo, wake, check, _current.get())
+    collector = Collector(conninfo, wake, control, check, _current.get())
     token = _current.set(collector)
     try:
         yield collector

@@ -63,7 +63,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.settings = settings.read(client)
         self.session = Session(self.settings.conninfo, prepare=not self.settings.pooled,
                                timeout=self.settings.timeout, connect_timeout=self.settings.connect_timeout)
-        self.settlements = settlements_for(self.settings.conninfo)
+        self.settlements = settlements_for(settings.conninfos(client))
         self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
         self.cycle_.restoration = self.topology.restoration
@@ -250,6 +250,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self.cycle_.exchange()
         return dropped
 
+    def unreadable(self, raw: dict[str, Any], error: Exception) -> None:
+        """A job's message stopped its consumer."""
+        job, headers = raw["properties"]["job"], raw["headers"]
+        self.cycle_.on_unreadable(job["id"], job["lease"], headers.get("id"), error)
+        self.settle_soon()
+
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         job = raw_message["properties"].get("job")
         if job is not None:
@@ -268,8 +274,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         elif self._loop is not None:
             if self._loop_thread != threading.get_ident():
                 self._loop.call_soon(_nothing)  # wakes the hub up, from any thread
-        elif self._drainer not in (None, threading.get_ident()) and self._waker is not None:
-            with contextlib.suppress(OSError):
+        elif self._drainer not in (None, threading.get_ident()):
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._waker is not None:
                 self._waker[1].send(b"x")
 
     def _wake_end(self) -> socket.socket:
@@ -300,8 +310,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             return
         loop.on_tick.discard(self._on_tick)  # hub.reset() leaves tick callbacks in place
         if self._reading is not None:
-            with contextlib.suppress(Exception):
-                loop.remove(self._reading)
+            for reader in (self._reading, self._wake_end()):
+                with contextlib.suppress(Exception):
+                    loop.remove(reader)
             self._reading = None
         for timer in (self._timer, self._pulse):
             if timer is not None:
@@ -322,11 +333,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         fd = self.session.fileno()
         if fd != self._reading:
             self._loop.add_reader(fd, self._on_readable)
+            self._loop.add_reader(self._wake_end(), self._clear_wake)
             self._reading = fd
         self.cycle_.pump()
         if self._arm():
-            # The hub chose how long to sleep before it ticked, and does not know of the new timer yet.
-            self._loop.call_soon(_nothing)
+            # The hub chose how long to sleep before it ticked and does not know of the new timer yet; its own call_soon()
+            # interrupts that sleep from other threads only.
+            self._wake()
 
     def _on_readable(self) -> None:
         if self._loop is None or self._closed:

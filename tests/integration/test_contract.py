@@ -1,0 +1,147 @@
+"""What Celery and kombu expect of every transport and result backend, where no other file asks for it (docs/contract.md)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from amqp import RecoverableConnectionError
+from celery import Celery, group
+from celery.exceptions import TimeoutError as ResultTimeout
+from celery.result import GroupResult
+from kombu import Connection, Consumer, Queue
+
+from celery_jobqueue.broker.transport import Transport
+from tests.support.database import one, rows
+from tests.support.programs import Process, program
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
+
+Start = Callable[..., Worker]
+
+
+@contextmanager
+def neighbour(url: str, place: Path, name: str) -> Iterator[Process]:
+    """A worker as people start it, with gossip and mingle."""
+    with program(url, place / f"{name}.log", "-m", "celery", "-A", "tests.support.app", "worker", "-c", "1", "-l", "DEBUG",
+                 "-n", f"{name}@test") as process:
+        process.wait_for(" ready.")
+        yield process
+
+
+def test_workers_know_each_other(app: Celery, database_url: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(neighbour(database_url, tmp_path, "first"))
+        app.control.revoke("somebody-elses-job")
+        wait_until(lambda: "somebody-elses-job" in str(app.control.inspect(timeout=1).revoked()), "the first one knows")
+        second = stack.enter_context(neighbour(database_url, tmp_path, "second"))
+        second.wait_for("mingle: sync complete")
+        assert app.control.inspect(["second@test"], timeout=5).revoked()["second@test"] == ["somebody-elses-job"]
+        first.wait_for("second@test joined the party")
+        second.process.send_signal(signal.SIGTERM)
+        first.wait_for("second@test left")
+
+
+def test_what_is_settled_while_a_worker_leaves_stays_settled(make_client: Callable[..., Celery], database_url: str,
+                                                            start_worker: Start, tmp_path: Path) -> None:
+    app = make_client(task_ignore_result=True)  # only the acknowledgement settles
+    worker = start_worker("-c", "2", TEST_IGNORE="1")
+    marks = [tmp_path / "a", tmp_path / "b"]
+    short, long = (app.tasks["t.wait"].delay(str(mark)) for mark in marks)
+    wait_until(lambda: all(mark.exists() for mark in marks), "both run")
+    worker.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "Warm shutdown" in worker.text, "the worker is leaving")
+    Path(f"{marks[0]}.go").touch()
+    # Its loop turns no more, and it waits for the other task: told now or, if it is killed, never.
+    status = "select status from job_queue where task_id = %s"
+    wait_until(lambda: one(database_url, status, (short.id,)) == "completed", "it is settled", 10)
+    assert one(database_url, status, (long.id,)) == "processing"
+    assert worker.process.poll() is None
+
+
+def test_a_closed_channel_and_a_cut_connection_mean_connect_again(app: Celery, database_url: str) -> None:
+    connection = app.connection_for_write()
+    channel = connection.default_channel
+    connection.close()
+    with pytest.raises(RecoverableConnectionError):
+        channel.basic_publish(channel.prepare_message("{}"), routing_key="celery")
+    for name in ("connection_errors", "recoverable_connection_errors"):
+        assert issubclass(RecoverableConnectionError, getattr(Transport, name))
+        assert issubclass(psycopg.errors.AdminShutdown, getattr(Transport, name))
+        assert issubclass(psycopg.errors.CannotConnectNow, getattr(Transport, name))
+        assert not issubclass(psycopg.errors.UndefinedTable, getattr(Transport, name))
+    app.tasks["t.add"].delay(1, 1)
+    rows(database_url, "select pg_terminate_backend(pid) from pg_stat_activity"
+                       " where datname = current_database() and pid <> pg_backend_pid()")
+    app.tasks["t.add"].delay(1, 2)  # by the pooled producer, whose connection is dead
+    app.close()
+    app.tasks["t.add"].delay(1, 3)
+    assert one(database_url, "select count(*) from job_queue") == 3
+
+
+def test_what_kombu_asks_all_the_time_is_cheap(app: Celery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows(database_url, "insert into job_queue (queue) select 'full' from generate_series(1, 30_000)")
+    with Connection(database_url) as connection, connection.channel() as channel:
+        # Every declaration asks for the length; nobody counts to the end for that.
+        assert Queue("full", channel=channel).queue_declare(passive=False).message_count == 10_000
+        asked: list[object] = []
+        monkeypatch.setattr(connection.transport.session, "send", asked.append)
+        assert connection.connected
+        assert asked == []
+
+
+def test_a_message_that_comes_back_says_so(app: Celery, database_url: str) -> None:
+    app.tasks["t.add"].delay(1, 1)
+    seen: list[bool] = []
+
+    def take(_: Any, message: Any) -> None:
+        seen.append(message.delivery_info["redelivered"])
+        if len(seen) == 1:
+            message.requeue()
+        else:
+            message.ack()
+
+    with app.connection_for_read() as connection, Consumer(connection, [Queue("celery")], callbacks=[take], accept=["json"]):
+        while len(seen) < 2:
+            connection.drain_events(timeout=20)
+    assert seen == [False, True]
+    assert rows(database_url, "select status, redelivered from job_queue") == [{"status": "completed", "redelivered": True}]
+
+
+def test_results_do_all_that_celerys_own_backends_do(make_client: Callable[..., Celery], database_url: str, start_worker: Start,
+                                                     tmp_path: Path) -> None:
+    app: Any = make_client(result_extended=True)
+    start_worker(app="tests.support.extended_app")
+    add = app.tasks["t.add"]
+    mark = tmp_path / "mark"
+    slow, quick, bad = app.tasks["t.wait"].delay(str(mark)), add.apply_async((2,), {"y": 3}), app.tasks["t.boom"].delay("bang")
+    # get_many: each as it becomes ready, until the time is over.
+    found = app.backend.get_many([slow.id, quick.id, bad.id], timeout=20)
+    first = dict(next(found) for _ in range(2))
+    assert {id_: meta["status"] for id_, meta in first.items()} == {quick.id: "SUCCESS", bad.id: "FAILURE"}
+    with pytest.raises(ResultTimeout):
+        list(app.backend.get_many([slow.id], timeout=0.2))
+    Path(f"{mark}.go").touch()
+    assert [(id_, meta["result"]) for id_, meta in found] == [(slow.id, "went")]
+    # result_extended
+    meta = app.AsyncResult(quick.id)
+    assert (meta.name, meta.args, meta.kwargs, meta.queue, meta.retries) == ("t.add", [2], {"y": 3}, "celery", 0)
+    assert meta.worker.endswith("@test")
+    assert meta.date_done is not None
+    # Groups are saved and restored, in order, by a process that has the id only.
+    saved = group(add.s(n, n) for n in range(3)).apply_async()
+    saved.save()
+    restored = GroupResult.restore(saved.id, app=app)
+    assert ([result.id for result in restored], restored.get(timeout=20)) == ([result.id for result in saved], [0, 2, 4])
+    restored.delete()
+    assert GroupResult.restore(saved.id, app=app) is None
+    # What is forgotten is gone, and its job is not.
+    quick.forget()
+    assert (app.AsyncResult(quick.id).state, app.AsyncResult(bad.id).state) == ("PENDING", "FAILURE")
+    assert rows(database_url, "select status, state, result from job_queue where task_id = %s", (quick.id,)) == [
+        {"status": "completed", "state": None, "result": None}]

@@ -244,7 +244,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 self.qos.append(message, message.delivery_tag)
             elif message.lease is not None:
                 transport.settlements.complete(message.lease)
-            return callback(message)
+            if message.lease is None or transport.cycle_.starts_on_delivery:
+                return callback(message)
+            try:
+                return callback(message)
+            except transport.connection_errors:
+                raise
+            except Exception as error:  # a row that somebody wrote by hand must not stop the worker, and the next, and the next
+                transport.unreadable(raw, error)
+                message.early = True
+                message.ack()
 
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)

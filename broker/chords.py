@@ -22,6 +22,7 @@ from celery.utils.functional import _regen
 
 from celery_jobqueue.broker.collector import collected, collecting, drive
 from celery_jobqueue.broker.session import Call
+from celery_jobqueue.broker.sessions import PATIENCE
 from celery_jobqueue.broker.sql import statement
 
 __all__ = ["ChordBackend"]
@@ -42,8 +43,6 @@ class ChordBackend:
     _run: Callable[..., Any]
     _encoded: Callable[..., Any]
     encode_result: Callable[..., Any]
-    #: The work is done: a restart or failover of the server must not lose its result. Seconds to go on trying.
-    patience = 120.0
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         """A chord is about to be published: forget an earlier run of it, remember how its results nest."""
@@ -111,7 +110,7 @@ class ChordBackend:
         position = -1 if request.group_index is None else request.group_index
         part = (request.group, request.id, str(position), state, *self._encoded(self.encode_result(result, state)))
         calls: list[Call] = [*getattr(request, "held_result", ()), (statement("chord_part_ended"), part)]
-        session, deadline, pause = self._session, time.monotonic() + self.patience, 0.0
+        session, deadline, pause = self._session, time.monotonic() + PATIENCE, 0.0
         while True:
             try:
                 # Remote control too: where a chord fails, Celery stores its body's failures before it revokes the body.

@@ -18,7 +18,7 @@ from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.session import Call, Row, Session
-from celery_jobqueue.broker.settlements import Flight, Lease, Settlements
+from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import Statement, statement
 
 __all__ = ["Cycle", "Options", "channel_of"]
@@ -91,6 +91,8 @@ class Cycle:
         #: How to declare a transient queue again that was reaped although it has a consumer.
         self.restoration: Callable[[str], list[Call]] = _nothing_to_restore
         self._repairs: list[Call] = []
+        #: Told (id, lease, task id, error) of a claimed job whose message cannot be read.
+        self.on_unreadable: Callable[[Any, Any, Any, Exception], None] = self._refuse
         #: Seconds after which results are emptied; None: never.
         self.result_expires: float | None = None
         self.transient: list[str] = []
@@ -265,7 +267,13 @@ class Cycle:
         self.claims.took(rows, due, credit, monotonic())
         for row in rows:
             assert row[2] is not None
-            self.ready.append((row[2], decode_job(row)))
+            try:
+                self.ready.append((row[2], decode_job(row)))
+            except Exception as error:  # edited by hand
+                self.on_unreadable(row[0], row[1], row[8], error)
+
+    def _refuse(self, id_: Any, lease: Any, task_id: Any, error: Exception) -> None:
+        self.settlements.fail(Lease(id_, lease), Failure(f"the message cannot be read: {describe(error)}"))
 
     def _take_mail(self, rows: list[Row]) -> None:
         for id_, queue, envelope, payload, binary in rows:

@@ -12,10 +12,11 @@ from celery.exceptions import WorkerLostError
 
 from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.session import Row
+from celery_jobqueue.broker.settlements import Failure, Lease, Settlements, describe
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import libpq_dsn
 
-__all__ = ["REVOKED", "app_of", "tell_celery"]
+__all__ = ["REVOKED", "app_of", "mark_unreadable", "tell_celery", "unreadable"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,3 +55,21 @@ def tell_celery(app: Any, rows: list[Row]) -> None:
                 backend.mark_as_failure(task_id, WorkerLostError(error), request=request, store_result=stores)
         except Exception:
             logger.exception("the end of job %s could not be told to Celery", id_, extra={"job_id": id_})
+
+
+def unreadable(app: Any, settlements: Settlements, lease: Lease, task_id: str | None, error: Exception) -> None:
+    """A claimed job's message cannot be read: the job fails with a reason, and the worker goes on."""
+    settlements.fail(lease, Failure(f"the message cannot be read: {describe(error)}"))
+    mark_unreadable(app, lease, task_id, error)
+
+
+def mark_unreadable(app: Any, lease: Lease, task_id: str | None, error: BaseException) -> None:
+    """Who waits for the result of an unreadable job hears that there will be none."""
+    logger.error("the message of job %s cannot be read: %s", lease.id, describe(error), extra={"job_id": lease.id})
+    if task_id is None:
+        return
+    request = Context(id=task_id, properties={"job": {"id": lease.id, "lease": lease.token}})
+    try:
+        app.backend.mark_as_failure(task_id, ValueError(f"the message cannot be read: {describe(error)}"), request=request)
+    except Exception:
+        logger.exception("the end of job %s could not be told to Celery", lease.id, extra={"job_id": lease.id})

@@ -174,6 +174,14 @@ def decode_transient(queue: str, envelope: str | None, payload: str | None, bina
 
 def _message(envelope: str | None, payload: str | None, binary: str | None) -> dict[str, Any]:
     parts = json.loads(envelope) if envelope else {}
+    if not isinstance(parts, dict):
+        raise ValueError("envelope has to be a JSON object")
+    properties = parts.get("properties") or {}
+    for name, part in (("headers", parts.get("headers") or {}), ("properties", properties)):
+        if not isinstance(part, dict):
+            raise ValueError(f"{name} in the envelope have to be a JSON object")
+    if not isinstance(properties.get("delivery_info") or {}, dict):
+        raise ValueError("delivery_info in the envelope's properties has to be a JSON object")
     return {
         "body": payload if binary is None else bytes.fromhex(binary[2:]),
         "content-type": parts.get("content-type", "application/json"),

@@ -129,6 +129,10 @@ class JobRequest(Request):  # type: ignore[misc]
     def drop(self) -> None:
         """The job was taken from this worker before it started: forget the request, settle nothing."""
         self._message.early = True
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Forget the request before it runs; its message says what becomes of the job."""
         self._ended = True
         task_ready(self)
         self.acknowledge()

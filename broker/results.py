@@ -29,7 +29,7 @@ from celery_jobqueue.broker.cycle import channel_of
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Call, Row, Session
-from celery_jobqueue.broker.sessions import session_for
+from celery_jobqueue.broker.sessions import PATIENCE, run_patiently, session_for
 from celery_jobqueue.broker.settings import from_url
 from celery_jobqueue.broker.settlements import describe
 from celery_jobqueue.broker.sql import Statement, statement
@@ -180,23 +180,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         return isinstance(exc, self.retryable)
 
     def _run(self, name: str, params: Sequence[str | bytes | None], patience: float = 0.0) -> list[Row]:
-        """Every statement here may be repeated, so a connection that died while it lay idle is no error.
-
-        patience: seconds to go on trying when there is no server.
-        """
-        call = (statement(name), params)
-        session = self._session
-        fresh, deadline, pause = not session.connected, time.monotonic() + patience, 0.1
-        while True:
-            try:
-                return session.run(call)[0]
-            except self.retryable:
-                if fresh or session.in_transaction:
-                    if session.in_transaction or time.monotonic() + pause > deadline:
-                        raise
-                    time.sleep(pause)
-                    pause = min(2 * pause, 5.0)
-                fresh = True
+        return run_patiently(self.settings, (statement(name), params), patience=patience)[0]
 
     # -- storing ------------------------------------------------------------------------------------------------------
 
@@ -218,7 +202,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
             params: tuple[str | bytes | None, ...] = (
                 lease.id, lease.token, state, text, binary, encoded_meta, traceback, error)
             if state == states.RETRY:
-                self._run("store_retry", (*params, str(job.get("start", 0))), patience=self.patience)
+                self._run("store_retry", (*params, str(job.get("start", 0))), patience=PATIENCE)
                 return result
             params += ("f" if job.get("keep") else "t",)
             held: list[Call] | None = getattr(request, "held_result", None)
@@ -226,7 +210,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
                 held.append((statement("store_result"), params))  # broker/chords.py stores it
                 return result
             # A lost lease means that somebody else has the job now; what this run found out is no longer asked for.
-            return result if self._run("store_result", params, patience=self.patience)[0][0] == "t" else None
+            return result if self._run("store_result", params, patience=PATIENCE)[0][0] == "t" else None
         self._run("store_loose_result", (task_id, state, text, binary, encoded_meta, traceback))
         return result
 

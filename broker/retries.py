@@ -15,7 +15,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import get_exponential_backoff_interval
 
 from celery_jobqueue.broker.context import lease_of
-from celery_jobqueue.broker.sessions import session_for
+from celery_jobqueue.broker.sessions import PATIENCE, run_patiently
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.settlements import Failure, Settlements, describe
 from celery_jobqueue.db.errors import FinalError
@@ -64,7 +64,8 @@ def _try_again(task: Any, settings: Settings, error: Exception) -> Exception | N
                       delay=_delay(task, job["attempts"]))
     buffer = Settlements()
     buffer.fail(lease, failure)
-    [rows] = session_for(settings).run(*buffer.calls(buffer.take()))
+    # Told twice after a lost reply, the second finds the lease gone and changes nothing.
+    [rows] = run_patiently(settings, *buffer.calls(buffer.take()), patience=PATIENCE)
     status = rows[0][0]
     if status == "failed":  # max_attempts was lowered by hand meanwhile
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,12 +12,15 @@ from typing import Any
 
 import psycopg
 
-from celery_jobqueue.broker.session import Session
+from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["lending", "session_for", "still_held"]
+__all__ = ["PATIENCE", "lending", "run_patiently", "session_for", "still_held"]
+
+#: The work is done: a restart or failover of the server must not lose what came of it. Seconds to go on trying.
+PATIENCE = 120.0
 
 _local = threading.local()
 _lent: ContextVar[tuple[str, Any] | None] = ContextVar("celery_jobqueue_lent_session", default=None)
@@ -34,6 +38,25 @@ def session_for(settings: Settings) -> Session:
         sessions[key] = Session(settings.conninfo, prepare=not settings.pooled, timeout=settings.timeout,
                                 connect_timeout=settings.connect_timeout)
     return sessions[key]
+
+
+def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0) -> list[list[Row]]:
+    """Run statements that may be repeated: a connection that died while it lay idle is no error.
+
+    patience: seconds to go on trying when there is no server. Not repeated inside of a transaction that somebody else ends.
+    """
+    session = session_for(settings)
+    fresh, deadline, pause = not session.connected, time.monotonic() + patience, 0.1
+    while True:
+        try:
+            return session.run(*calls)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            if session.in_transaction or (fresh and time.monotonic() + pause > deadline):
+                raise
+            if fresh:
+                time.sleep(pause)
+                pause = min(2 * pause, 5.0)
+            fresh = True
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from typing import Any
 
 from celery_jobqueue.broker.cycle import Options
 from celery_jobqueue.broker.priorities import check_scale
+from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import libpq_dsn, looks_like_transaction_pooler
 
-__all__ = ["Settings", "from_url", "lease", "read"]
+__all__ = ["Settings", "conninfos", "from_url", "lease", "read"]
 
 _OPTIONS = {
     "poll_interval": "seconds between two looks into the queue when nothing wakes the worker",
@@ -78,6 +79,12 @@ def from_url(url: str, options: dict[str, Any]) -> Settings:
                         keep_completed=_kept(options, "keep_completed", Options().keep_completed),
                         keep_failed=_kept(options, "keep_failed", Options().keep_failed)),
     )
+
+
+def conninfos(client: Any) -> list[str]:
+    """Connection strings of a kombu connection and of everything it may fail over to."""
+    urls = [str(url) for url in client.alt or () if str(url).startswith(tuple(f"{scheme}://" for scheme in SCHEMES))]
+    return [libpq_dsn(url) for url in {url_of(client), *urls}]
 
 
 def url_of(client: Any) -> str:

@@ -8,7 +8,7 @@ an acknowledgement that arrives while its own connection is dead is flushed by t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -170,9 +170,9 @@ def describe(error: object) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-_by_database: dict[str, Settlements] = {}
+_by_broker: dict[frozenset[str], Settlements] = {}
 
 
-def settlements_for(conninfo: str) -> Settlements:
-    """The one buffer of this process for one database."""
-    return _by_database.setdefault(conninfo, Settlements())
+def settlements_for(conninfos: Iterable[str]) -> Settlements:
+    """The one buffer of this process for a broker: for all databases of its failover list, which stand in for one another."""
+    return _by_broker.setdefault(frozenset(conninfos), Settlements())

@@ -63,7 +63,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.settings = settings.read(client)
         self.session = Session(self.settings.conninfo, prepare=not self.settings.pooled,
                                timeout=self.settings.timeout, connect_timeout=self.settings.connect_timeout)
-        self.settlements = settlements_for(self.settings.conninfo)
+        self.settlements = settlements_for(settings.conninfos(client))
         self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
         self.cycle_.restoration = self.topology.restoration
@@ -249,6 +249,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self.settlements:
             self.cycle_.exchange()
         return dropped
+
+    def unreadable(self, raw: dict[str, Any], error: Exception) -> None:
+        """A job's message stopped its consumer."""
+        job, headers = raw["properties"]["job"], raw["headers"]
+        self.cycle_.on_unreadable(job["id"], job["lease"], headers.get("id"), error)
+        self.settle_soon()
 
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         job = raw_message["properties"].get("job")

@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 from collections import deque
 from datetime import timedelta
-from threading import RLock
+from functools import wraps
+from threading import Lock
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker import state as worker_state
 
-from celery_jobqueue.broker.endings import tell_celery
+from celery_jobqueue.broker.endings import mark_unreadable, tell_celery, unreadable
 from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.pulse import Pulse
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
+from celery_jobqueue.broker.settlements import Failure, Lease, describe
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Gate", "JobQueueStep", "install"]
@@ -40,7 +43,7 @@ class Gate:
         self._enter_pool = enter_pool
         self._waiting: deque[Any] = deque()
         self._inside: set[Any] = set()
-        self._lock = RLock()  # the threads pool reports from its own threads
+        self._lock = Lock()  # the threads pool reports from its own threads
         self.transport: Any = None
 
     def _room(self, request: Any) -> int:
@@ -58,14 +61,14 @@ class Gate:
         request.job_gate = self
         with self._lock:
             self._waiting.append(request)
-            self._advance()
+        self._advance()
         return None
 
     def done(self, request: Any) -> None:
         """A request is over, whatever became of it."""
         with self._lock:
             self._inside.discard(request)
-            self._advance()
+        self._advance()
 
     def reset(self) -> None:
         """The connection was replaced: Celery has forgotten every request that does not run yet."""
@@ -78,15 +81,24 @@ class Gate:
             self._inside = running
 
     def _advance(self) -> None:
-        while self._waiting and len(self._inside) < self._room(self._waiting[0]):
-            request = self._waiting.popleft()
+        # Nothing that takes another lock happens under ours.
+        while (request := self._next()) is not None:
             if request.revoked():  # or expired; the request has said so, and no attempt is used
+                with self._lock:
+                    self._inside.discard(request)
                 continue
-            self._inside.add(request)
             self.transport.settlements.start(
                 request.message.lease, not request.task.acks_late,
                 lambda *counts, request=request: self._started(request, *counts))
             self.transport.settle_soon()
+
+    def _next(self) -> Any | None:
+        with self._lock:
+            if not self._waiting or len(self._inside) >= self._room(self._waiting[0]):
+                return None
+            request = self._waiting.popleft()
+            self._inside.add(request)
+            return request
 
     def _started(self, request: Any, attempts: int, max_attempts: int, start: int) -> None:
         if not attempts:
@@ -96,7 +108,12 @@ class Gate:
             request.drop()
             return
         request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
-        self._enter_pool(request)
+        try:
+            self._enter_pool(request)
+        except Exception as error:  # a header that somebody wrote by hand
+            request.message.failure = Failure(f"the message cannot be read: {describe(error)}")
+            mark_unreadable(self._consumer.app, request.message.lease, request.id, error)
+            request.give_up()
 
 
 class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -107,8 +124,13 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
         consumer.on_task_request = self.gate.request
+        # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
+        consumer.on_decode_error = _saying_why(consumer, consumer.on_decode_error)
+        consumer.on_unknown_task = _saying_why(consumer, consumer.on_unknown_task)
+        consumer.on_invalid_task = _saying_why(consumer, consumer.on_invalid_task)
         for task in consumer.app.tasks.values():
             task.Request = as_job_request(task.Request)
+        self._pulse: Pulse | None = None
         super().__init__(consumer, **kwargs)
 
     def start(self, consumer: Any) -> None:
@@ -119,9 +141,19 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.settlements.worker = consumer.hostname
         transport.cycle_.starts_on_delivery = False
         transport.cycle_.on_lost = lambda rows: tell_celery(consumer.app, rows)
+        transport.cycle_.on_unreadable = lambda id_, lease, task_id, error: unreadable(
+            consumer.app, transport.settlements, Lease(id_, lease), task_id, error)
         transport.cycle_.result_expires = _seconds(consumer.app.conf.result_expires)
         self.gate.transport = transport
         self.gate.reset()
+        if _is_solo(consumer):
+            self._pulse = Pulse(transport.settings, transport.cycle_.heartbeat)
+            self._pulse.start()
+
+    def stop(self, consumer: Any) -> None:
+        """The connection is lost or given up."""
+        if self._pulse is not None:
+            self._pulse.stop()
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """For `inspect stats` and Flower. kombu's host name is our whole URL, so Celery's own entry would show the password."""
@@ -134,8 +166,28 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def shutdown(self, consumer: Any) -> None:
         """The worker leaves for good: its registration goes with the connection."""
+        self.stop(consumer)
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
+
+
+def _is_solo(consumer: Any) -> bool:
+    return bool(consumer.pool.__class__.__module__ == "celery.concurrency.solo")
+
+
+def _saying_why(consumer: Any, method: Any) -> Any:
+    """A consumer's handler for a bad message (…, message, error) that leaves the error on the job's row."""
+
+    @wraps(method)
+    def told(*args: Any) -> Any:
+        *_, message, error = args
+        if getattr(message, "lease", None) is not None:
+            message.failure = Failure(describe(error))
+            if method.__name__ == "on_decode_error":  # for the others Celery stores a result itself
+                mark_unreadable(consumer.app, message.lease, message.properties.get("correlation_id"), error)
+        return method(*args)
+
+    return told
 
 
 def _seconds(expires: timedelta | float | None) -> float | None:

@@ -145,3 +145,55 @@ def test_results_do_all_that_celerys_own_backends_do(make_client: Callable[..., 
     assert (app.AsyncResult(quick.id).state, app.AsyncResult(bad.id).state) == ("PENDING", "FAILURE")
     assert rows(database_url, "select status, state, result from job_queue where task_id = %s", (quick.id,)) == [
         {"status": "completed", "state": None, "result": None}]
+
+
+def test_messages_have_a_time_to_live(database_url: str) -> None:
+    with Connection(database_url) as connection, connection.channel() as channel:
+        short = Queue("short", exclusive=True, message_ttl=0.2, expires=60, channel=channel)
+        patient = Queue("patient", exclusive=True, expires=60, channel=channel)
+        jobs = Queue("jobs", channel=channel)
+        for queue in (short, patient, jobs):
+            queue.declare()
+        producer = connection.Producer(channel)
+        for queue, expiration in ((short, None), (patient, 0.2), (patient, None), (jobs, 0.2), (jobs, None)):
+            producer.publish({"expiration": expiration}, routing_key=queue.name, expiration=expiration)
+        gone = "select count(*) from jobqueue.message where expires_at < now()"
+        wait_until(lambda: one(database_url, gone) == 2 and one(
+            database_url, "select count(*) from job_queue where expires_at < now()") == 1, "their time is over")
+        got: list[tuple[str, Any]] = []
+
+        def take(body: Any, message: Any) -> None:
+            got.append((message.delivery_info["routing_key"], body))
+            message.ack()
+
+        with Consumer(channel, [short, patient, jobs], callbacks=[take], accept=["json"]):
+            while len(got) < 2:
+                connection.drain_events(timeout=20)
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.5)
+    assert sorted(got) == [("jobs", {"expiration": None}), ("patient", {"expiration": None})]
+    assert rows(database_url, "select status, error_message, attempts from job_queue order by id") == [
+        {"status": "failed", "error_message": "expired", "attempts": 0},
+        {"status": "completed", "error_message": None, "attempts": 1}]
+
+
+FORKING = """
+import os
+from tests.support.app import app
+
+add = app.tasks["t.add"]
+waits = add.delay(1, 1)
+if (child := os.fork()) == 0:
+    print(add.delay(1, 2).get(timeout=30), flush=True)
+    raise SystemExit
+os.waitpid(child, 0)
+print(waits.get(timeout=30), add.delay(1, 3).get(timeout=30), flush=True)
+"""
+
+
+def test_a_forked_application_publishes_and_waits_on_its_own(database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    start_worker("-c", "1")
+    with program(database_url, tmp_path / "out", "-c", FORKING) as process:
+        assert process.process.wait(60) == 0, process.lines
+        assert process.lines == ["3", "2 4"]
+    assert one(database_url, "select count(*) from job_queue where status = 'completed'") == 3

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from celery_jobqueue.db import embedded, migrate
 from celery_jobqueue.db.errors import JobQueueError
 from celery_jobqueue.db.url import database_url, masked
-from tasks.app import engine
+from tasks.app import app, engine
 from tasks.certificates.samples import SAMPLE_EVENT, SAMPLE_USER, seed_sample_event
 from tasks.service import JobQueueService, JobView
 
@@ -46,13 +46,20 @@ def main() -> int:
     with Session(engine()) as session, session.begin():
         event = seed_sample_event(session)
         _LINE(f"Event         {event.name}, {event.place}")
-    with _worker() as (worker, log):
-        service = JobQueueService()
-        with _ATTENDEES.open(encoding="utf-8") as file:
-            ids = [service.queue_certificate_generation({"event_id": str(SAMPLE_EVENT), **row}, SAMPLE_USER)
-                   for row in csv.DictReader(file)]
-        _LINE(f"Queued        {len(ids)} certificates\n\nProcessing in background…")
-        failed = _watch(service, ids, worker, log)
+    ids: list[str] = []
+    try:
+        with _worker() as (worker, log):
+            service = JobQueueService()
+            with _ATTENDEES.open(encoding="utf-8") as file:
+                ids.extend(service.queue_certificate_generation({"event_id": str(SAMPLE_EVENT), **row}, SAMPLE_USER)
+                           for row in csv.DictReader(file))
+            _LINE(f"Queued        {len(ids)} certificates\n\nProcessing in background…")
+            failed = _watch(service, ids, worker, log)
+    except BaseException:
+        # What nobody will wait for shall not surprise the next worker on this database.
+        with _interrupts_later(), suppress(psycopg.Error, OSError):
+            app.control.revoke(ids)
+        raise
     _tell_more(own)
     return 1 if failed else 0
 

@@ -17,34 +17,16 @@ import psycopg
 from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient
+from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import Statement, statement
 
-__all__ = ["Cycle", "Options", "channel_of"]
+__all__ = ["Cycle", "channel_of"]
 
 #: One (queue name, message) ready to be delivered.
 Delivery = tuple[str, dict[str, Any]]
 _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a consumer keeps time; all in seconds. pooled: LISTEN and session locks do not work on this connection.
-
-    keep_completed, keep_failed: how long finished jobs stay in the table; None: for ever.
-    """
-
-    pooled: bool = False
-    poll: float = 5.0
-    heartbeat: float = 15.0
-    heartbeat_limit: float = 75.0
-    rescue: float = 2.0
-    touch: float = 3.0
-    reap: float = 10.0
-    retire: float = 5.0
-    keep_completed: float | None = 7 * 86400.0
-    keep_failed: float | None = 30 * 86400.0
 
 
 @dataclass(slots=True)

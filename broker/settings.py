@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from celery_jobqueue.broker.cycle import Options
+from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.priorities import check_scale
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.settlements import Lease

@@ -15,7 +15,7 @@ from celery import Celery
 from kombu import Connection
 
 from celery_jobqueue.broker import settings
-from celery_jobqueue.broker.cycle import Options
+from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.settings import from_url, url_of
 from celery_jobqueue.db.errors import ConfigurationError
 

@@ -766,15 +766,15 @@ as $$
 begin
     return query
     with picked as materialized (
-        select m.id, m.expires_at from jobqueue.message m
-         where m.queue = any (p_queues)
+        select m.id from jobqueue.message m
+         where m.queue = any (p_queues) and (m.expires_at is null or m.expires_at > now())  -- the others are reap()'s
          order by m.priority, m.id limit p_limit
            for update skip locked),
     taken as (
         delete from jobqueue.message m using picked where m.id = picked.id
-        returning m.id, m.queue, m.priority, m.expires_at, m.envelope, m.payload, m.payload_binary)
+        returning m.id, m.queue, m.priority, m.envelope, m.payload, m.payload_binary)
     select t.id, t.queue, t.envelope, t.payload, t.payload_binary
-      from taken t where t.expires_at is null or t.expires_at > now()
+      from taken t
      order by t.priority, t.id;
 end $$;
 comment on function jobqueue.fetch is 'Take transient messages out of these queues';
@@ -1058,7 +1058,7 @@ end $$;
 create policy own_jobs on public.job_queue for select to public using (user_id = (select jobqueue.current_user_id()));
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 1, 'job_queue', 'e763c97dca0857924c1a8423e36b40eb1b1f1b53f187acfaf8921cab682ba289');
+        values ('queue', 1, 'job_queue', '41b8de167c370881ea1ea952db270b9fc74c4d1645353e2ff5a4d10564143778');
     end if;
 end $bundle$;
 

@@ -745,15 +745,15 @@ as $$
 begin
     return query
     with picked as materialized (
-        select m.id, m.expires_at from jobqueue.message m
-         where m.queue = any (p_queues)
+        select m.id from jobqueue.message m
+         where m.queue = any (p_queues) and (m.expires_at is null or m.expires_at > now())  -- the others are reap()'s
          order by m.priority, m.id limit p_limit
            for update skip locked),
     taken as (
         delete from jobqueue.message m using picked where m.id = picked.id
-        returning m.id, m.queue, m.priority, m.expires_at, m.envelope, m.payload, m.payload_binary)
+        returning m.id, m.queue, m.priority, m.envelope, m.payload, m.payload_binary)
     select t.id, t.queue, t.envelope, t.payload, t.payload_binary
-      from taken t where t.expires_at is null or t.expires_at > now()
+      from taken t
      order by t.priority, t.id;
 end $$;
 comment on function jobqueue.fetch is 'Take transient messages out of these queues';

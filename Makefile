@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types tests upstream bundle clean
+.PHONY: help setup demo test lint types tests faults upstream bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -32,6 +32,9 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST)
+
+faults: $(STAMP) ## kill, freeze, cut and fill up, and count what became of the jobs (FAULTS='killed_child --seed 7'; FAULTS=--list)
+	@$(BIN)/python -m tests.faults $(FAULTS)
 
 upstream: $(STAMP) ## Celery's and kombu's own suites against us (half an hour; needs redis-server; UPSTREAM='--pool threads test_tasks.py')
 	@$(BIN)/python -m tests.upstream.run $(UPSTREAM)

@@ -21,7 +21,7 @@ def generate_certificate(event_id: str, recipient_name: str, user_id: str, recip
     database or storage that does not answer is tried again until max_attempts. Running twice gives one certificate.
     """
     issued = issue_certificate(engine(), event_id=event_id, recipient_name=recipient_name, user_id=user_id,
-                               recipient_key=recipient_key, storage=_storage())
+                               recipient_key=recipient_key, storage=_storage(), verification_url=app.conf.verification_url)
     return issued.as_dict()
 
 

@@ -5,7 +5,19 @@ Celery reads this module when a setting is first asked for, so `import tasks` al
 
 from __future__ import annotations
 
+import os
+
+from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import database_url
+
+
+def _verification_url(given: str) -> str:
+    """The address a certificate's QR code leads to, with {serial} in it; empty when there is none."""
+    given = given.strip()
+    if given and not given.startswith(("https://", "http://")):
+        raise ConfigurationError(f"VERIFY_URL {given[:80]!r} is no web address: write https://certificates.example.org/verify/{{serial}}")
+    return given if not given or "{serial}" in given else given.rstrip("/") + "/{serial}"
+
 
 broker_url = result_backend = database_url()
 
@@ -27,3 +39,6 @@ broker_connection_retry_on_startup = True
 worker_cancel_long_running_tasks_on_connection_loss = False
 enable_utc = True
 timezone = "UTC"
+
+#: Where a certificate is verified, for designs that name no `verify_url` of their own. Empty: the QR code is left out.
+verification_url = _verification_url(os.environ.get("VERIFY_URL", ""))

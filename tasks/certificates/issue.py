@@ -108,11 +108,12 @@ def _identifier(value: str, field: str, error: type[InvalidRecipient | InvalidUs
 
 
 def issue_certificate(engine: Engine, *, event_id: object, recipient_name: object, user_id: object, storage: Storage,
-                      recipient_key: object = None) -> IssuedCertificate:
+                      recipient_key: object = None, verification_url: str = "") -> IssuedCertificate:
     """Render, upload and record the certificate of one recipient.
 
-    recipient_key tells recipients of the same name apart, for instance an e-mail address. Raises a CertificateError
-    when trying again cannot help, StorageError and SQLAlchemy's errors when it may.
+    recipient_key tells recipients of the same name apart, for instance an e-mail address; verification_url holds {serial}
+    and counts where the design has no verify_url of its own. Raises a CertificateError when trying again cannot help,
+    StorageError and SQLAlchemy's errors when it may.
     """
     name = check_name(recipient_name)
     key = check_key(recipient_key) or name.casefold()
@@ -124,7 +125,8 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
             issued_at = session.scalar(select(Certificate.issued_at).where(
                 Certificate.event_id == event_uuid, Certificate.recipient_key == key)) or datetime.now(UTC)
         design = parse_design(raw_design)
-        content = render(design, _values(design, event, name, serial, issued_at), pictures=lambda key: _picture(storage, key))
+        values = _values(design, event, name, serial, issued_at, verification_url)
+        content = render(design, values, pictures=lambda key: _picture(storage, key))
         record: dict[str, Any] = {
             "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
             "storage_key": f"events/{event_uuid}/{serial}.pdf", "sha256": hashlib.sha256(content).hexdigest(),
@@ -140,13 +142,16 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
         return IssuedCertificate(str(certificate_id), serial, link, record["storage_key"], name)
 
 
-def _values(design: Design, event: Event, name: str, serial: str, issued_at: datetime) -> dict[str, str]:
+def _values(design: Design, event: Event, name: str, serial: str, issued_at: datetime, verification_url: str) -> dict[str, str]:
     values = {
         **design.fields,
         "recipient_name": name, "event_name": event.name, "event_dates": _dates(event.starts_on, event.ends_on),
         "event_place": event.place, "organiser": event.organiser, "issued_on": _day(issued_at.astimezone(UTC).date()),
         "serial": serial}
-    return values | {"verify_url": fill(design.verify_url, {name: quote(value, safe="") for name, value in values.items()})}
+    quoted = {name: quote(value, safe="") for name, value in values.items()}
+    # A setting may hold braces that mean nothing here: only {serial} is replaced.
+    address = fill(design.verify_url, quoted) if design.verify_url else verification_url.replace("{serial}", quoted["serial"])
+    return values | {"verify_url": address}
 
 
 def _permitted(session: Session, event_id: uuid.UUID, user: str) -> tuple[Event, dict[str, Any]]:

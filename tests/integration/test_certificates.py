@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,7 +34,7 @@ from tests.support.certificates import classic, image_of, one_part, text_of
 from tests.support.database import fresh_database, one, rows
 from tests.support.issuing import USER, add_event, certificates_of, path_of
 from tests.support.waiting import wait_until
-from tests.support.workers import worker
+from tests.support.workers import ROOT, worker
 
 
 @dataclass
@@ -102,6 +106,33 @@ def test_the_code_leads_to_the_page_that_verifies(office: Office) -> None:
     result = office.ask(event, "Zoë & Co").get(timeout=30)
     [found] = zxingcpp.read_barcodes(image_of(path_of(result["url"]).read_bytes(), scale=3))
     assert found.text == f"https://example.org/24/{result['serial']}?for=Zo%C3%AB%20%26%20Co"
+
+
+def test_the_page_that_verifies_may_be_a_setting(office: Office, tmp_path: Path) -> None:
+    event = uuid.UUID(add_event(office.url, classic(verify_url="")))
+    engine, storage = create_engine(sqlalchemy_url(office.url)), storage_from_url(tmp_path.as_uri())
+    try:
+        issued = issue_certificate(engine, event_id=event, recipient_name="Ada", user_id=USER, storage=storage,
+                                   verification_url="https://example.org/{not ours}/{serial}")
+    finally:
+        engine.dispose()
+    [found] = zxingcpp.read_barcodes(image_of(path_of(issued.url).read_bytes(), scale=3))
+    assert found.text == f"https://example.org/{{not ours}}/{issued.serial}"
+
+
+@pytest.mark.parametrize(("given", "means"), [
+    ("", ""), (" ", ""), ("https://example.org/v/{serial}?a", "https://example.org/v/{serial}?a"),
+    ("http://127.0.0.1:8000/verify/", "http://127.0.0.1:8000/verify/{serial}"), ("example.org", None), ("javascript:1", None),
+])
+def test_the_setting_is_a_web_address(given: str, means: str | None, office: Office, tmp_path: Path) -> None:
+    code = "from tasks.app import app; print(app.conf.verification_url)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "DATABASE_URL": office.url, "VERIFY_URL": given})
+    if means is None:
+        assert done.returncode != 0
+        assert f"VERIFY_URL {given!r} is no web address" in done.stderr
+    else:
+        assert done.stdout == means + "\n", done.stderr
 
 
 def test_twice_is_once(office: Office) -> None:

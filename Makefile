@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
+BENCHED := $(VENV)/.bench
 
-.PHONY: help setup demo test lint types tests faults upstream bundle clean
+.PHONY: help setup demo test lint types tests faults upstream bench bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -38,6 +39,12 @@ faults: $(STAMP) ## kill, freeze, cut and fill up, and count what became of the 
 
 upstream: $(STAMP) ## Celery's and kombu's own suites against us (half an hour; needs redis-server; UPSTREAM='--pool threads test_tasks.py')
 	@$(BIN)/python -m tests.upstream.run $(UPSTREAM)
+
+bench: $(BENCHED) ## Celery end to end beside Redis, RabbitMQ and others (tests/benchmarks/README.md; BENCH='drain --pool solo --rounds 3')
+	@$(BIN)/python -m tests.benchmarks $(BENCH)
+$(BENCHED): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $(BENCHED)
 
 bundle: $(STAMP) ## regenerate db/create_*.sql from the migrations
 	$(BIN)/python -m celery_jobqueue.db bundle --write

@@ -106,7 +106,7 @@ def decode_job(row: Row) -> dict[str, Any]:
     may have edited them.
     """
     (id_, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id, expires, reply_to, envelope,
-     payload, binary, _) = row
+     payload, binary, _, suspect) = row
     message = _message(envelope, payload, binary)
     headers, properties = message["headers"], message["properties"]
     if envelope is None and task_name is not None:  # enqueued from SQL
@@ -124,7 +124,7 @@ def decode_job(row: Row) -> dict[str, Any]:
     info["redelivered"] = redelivered == "t"
     message["queue"] = queue
     properties["job"] = {"id": id_, "lease": lease, "attempts": int(attempts or 0), "max_attempts": int(max_attempts or 1),
-                         "expires": float(expires) if expires else None}
+                         "expires": float(expires) if expires else None, "suspect": suspect == "t"}
     return message
 
 

@@ -36,6 +36,9 @@ class Gate:
     Celery's own `on_accepted` comes when the task already runs. With late acknowledgement one job per process is started
     ahead, so that the round trip is hidden behind the running one; a job acknowledged early would be lost by that if the
     worker died before it ran.
+
+    A suspect (its worker died while it ran) goes in alone at its last attempt: once all others are over, and nobody follows
+    until it is over itself. So nobody is failed for a death that was another job's.
     """
 
     def __init__(self, consumer: Any, enter_pool: Any) -> None:
@@ -95,6 +98,8 @@ class Gate:
     def _next(self) -> Any | None:
         with self._lock:
             if not self._waiting or len(self._inside) >= self._room(self._waiting[0]):
+                return None
+            if self._inside and any(map(_runs_alone, (self._waiting[0], *self._inside))):
                 return None
             request = self._waiting.popleft()
             self._inside.add(request)
@@ -169,6 +174,12 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.stop(consumer)
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
+
+
+def _runs_alone(request: Any) -> bool:
+    job = request.message.properties["job"]
+    last = job["attempts"] >= job["max_attempts"] - (0 if job.get("start") else 1)  # counted by its start
+    return bool(job["suspect"] and last)
 
 
 def _is_solo(consumer: Any) -> bool:

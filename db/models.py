@@ -63,6 +63,7 @@ class Job(Base):
     envelope: Mapped[str | None]
     payload: Mapped[str | None]
     payload_binary: Mapped[bytes | None]
+    suspect: Mapped[bool] = mapped_column(server_default="false")
 
 
 class Schedule(Base):

@@ -18,7 +18,7 @@ select set_config('synchronous_commit', 'off', true);
 
 -- name: claim
 select id, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id,
-       extract(epoch from expires_at), reply_to, envelope, payload, payload_binary, run_at
+       extract(epoch from expires_at), reply_to, envelope, payload, payload_binary, run_at, suspect
   from jobqueue.claim($1::uuid, $2::integer, $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[]);
 
 -- name: next_due

@@ -7,21 +7,22 @@ import os
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from urllib.error import HTTPError
 
 import pytest
 from celery import Celery, group
 
 from celery_jobqueue.db.errors import JobQueueError
 from tasks.certificates.samples import CLASSIC
-from tasks.certificates.storage import Storage, StorageError, storage_from_url
+from tasks.certificates.storage import NoSuchFile, Storage, StorageError, storage_from_url
 from tests.support.database import rows
+from tests.support.fetching import fetched, refused
 from tests.support.issuing import USER, add_event, certificates_of
 from tests.support.s3 import S3, s3_server
+from tests.support.storages import keeps_files, refuses_key
+from tests.support.stumbling import StumblingFront
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT, Worker
 
@@ -43,25 +44,13 @@ def storage(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Storage:
     return storage_from_url(s3.url)
 
 
-def fetched(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
-        content: bytes = answer.read()
-        return content
-
-
 def test_what_was_put_can_be_read_and_deleted(storage: Storage, s3: S3) -> None:
-    assert not storage.exists(KEY)
-    with pytest.raises(StorageError, match=r"^s3://certificates/pre fix/events/42/Zoë 1\.pdf: no such file or bucket"):
+    with pytest.raises(NoSuchFile, match=r"^s3://certificates/pre fix/events/42/Zoë 1\.pdf: no such file or bucket"):
         storage.open(KEY)
-    storage.put(KEY, b"first", "application/pdf")
+    keeps_files(storage, KEY)
     storage.put(KEY, b"second", "application/pdf")
-    assert storage.exists(KEY)
-    assert storage.open(KEY) == b"second"
     assert (s3.bucket / "pre fix" / KEY).read_bytes() == b"second"
     assert storage.location(KEY) == f"s3://certificates/pre fix/{KEY}"
-    storage.delete(KEY)
-    storage.delete(KEY)
-    assert not storage.exists(KEY)
 
 
 def test_a_link_works_as_it_was_signed_only(storage: Storage) -> None:
@@ -69,18 +58,12 @@ def test_a_link_works_as_it_was_signed_only(storage: Storage) -> None:
     link = storage.url("linked.pdf", timedelta(minutes=5))
     assert fetched(link) == b"content"
     for wrong in (link.partition("?")[0], link[:-4] + "0000", link.replace("linked.pdf", "other.pdf")):
-        with pytest.raises(HTTPError) as caught:
-            fetched(wrong)
-        assert caught.value.code in (400, 403)
-        caught.value.close()
+        assert refused(wrong) in (400, 403)
 
 
 @pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/outside", "a//b", "a\0", "a\\b", ""])
 def test_no_key_leads_out_of_the_prefix(key: str, storage: Storage, s3: S3) -> None:
-    for act in (lambda: storage.put(key, b"x", "text/plain"), lambda: storage.open(key), lambda: storage.exists(key),
-                lambda: storage.delete(key), lambda: storage.url(key)):
-        with pytest.raises(ValueError, match=r"^storage key"):
-            act()
+    refuses_key(storage, key)
     assert not list(s3.bucket.parent.rglob("outside"))
 
 
@@ -110,6 +93,30 @@ def test_a_server_that_is_away_is_a_storage_error(storage: Storage) -> None:
     away = storage_from_url(f"s3://certificates?endpoint=http://127.0.0.1:{port}")
     with pytest.raises(StorageError, match=r"^s3://certificates/a: .*error sending request$"):
         away.put("a", b"x", "text/plain")
+
+
+@pytest.mark.parametrize("trouble", ["503 Slow Down", ""])
+def test_a_server_that_stumbles_is_asked_again(trouble: str, s3: S3, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is busy, or hangs up, twice for each request: nobody has to spend an attempt on that."""
+    with StumblingFront(s3.port, trouble) as front:
+        through = storage_from_url(s3.url.replace(str(s3.port), str(front.port)))
+        for act in (lambda: through.put("stumbled.pdf", b"content", "application/pdf"),
+                    lambda: through.open("stumbled.pdf"), lambda: through.exists("stumbled.pdf")):
+            front.stumble(2)
+            act()
+            assert front.left == 0
+        assert storage.open("stumbled.pdf") == b"content"
+        front.stumble(100)
+        with pytest.raises(StorageError, match=r"^s3://certificates/pre fix/stumbled\.pdf: "):
+            through.put("stumbled.pdf", b"other", "application/pdf")
+    assert storage.open("stumbled.pdf") == b"content"
+
+
+def test_a_large_file_goes_up_in_parts(storage: Storage, s3: S3, tmp_path: Path) -> None:
+    big = tmp_path / "all.zip"
+    big.write_bytes(os.urandom(12_000_001))
+    storage.put("all.zip", big, "application/zip")
+    assert (s3.bucket / "pre fix" / "all.zip").read_bytes() == big.read_bytes()
 
 
 def test_a_fork_after_use_gives_a_message_instead_of_hanging(s3: S3) -> None:

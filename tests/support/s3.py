@@ -27,17 +27,18 @@ _KEY, _SECRET = "test-access-key-0001", "test-secret-access-key-0000000000000001
 class S3:
     """A running server with one bucket, `certificates`."""
 
-    def __init__(self, program: Path, folder: Path) -> None:
+    def __init__(self, program: Path, folder: Path, checks: bool = True) -> None:
         self._program, self._folder = program, folder
+        self._keys = ["--auth-key", f"{_KEY},{_SECRET}"] if checks else []
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = 0
+        self.port = 0
         self.bucket = folder / "certificates"
         self.bucket.mkdir(parents=True)
 
     @property
     def url(self) -> str:
         """For STORAGE_URL; the prefix needs quoting."""
-        return f"s3://certificates/pre%20fix?endpoint=http://127.0.0.1:{self._port}"
+        return f"s3://certificates/pre%20fix?endpoint=http://127.0.0.1:{self.port}"
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -49,8 +50,8 @@ class S3:
         log = self._folder / "rclone.log"
         with log.open("wb") as file:
             self._process = process = subprocess.Popen(
-                [str(self._program), "serve", "s3", str(self._folder), "--addr", f"127.0.0.1:{self._port}",
-                 "--auth-key", f"{_KEY},{_SECRET}"],
+                [str(self._program), "serve", "s3", str(self._folder), "--addr", f"127.0.0.1:{self.port}",
+                 *self._keys],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                 env={**os.environ, "RCLONE_CONFIG": str(self._folder / "rclone.conf")})
 
@@ -60,7 +61,7 @@ class S3:
 
         found = wait_until(address, "rclone serves")
         assert found
-        self._port = int(found[1])
+        self.port = int(found[1])
 
     def stop(self) -> None:
         """Stop it; its files stay."""
@@ -71,9 +72,9 @@ class S3:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[S3]:
-    """A server on this folder."""
-    server = S3(rclone(), folder)
+def s3_server(folder: Path, checks: bool = True) -> Iterator[S3]:
+    """A server on this folder, which checks signatures or knows nothing of them."""
+    server = S3(rclone(), folder, checks)
     server.start()
     try:
         yield server

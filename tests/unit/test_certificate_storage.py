@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from celery_jobqueue.db.errors import ConfigurationError
-from tasks.certificates.storage import Storage, StorageError, storage_from_url
+from tasks.certificates.storage import NoSuchFile, Storage, StorageError, storage_from_url
+from tests.support.storages import keeps_files, refuses_key
 
 UNSAFE = ["", "/etc/passwd", "..", "../x", "a/../../x", "a/./b", "a//b", "a/", "/", ".", "a\\b", "..\\x", "a\0b", "a\nb",
           "\ud800", "x" * 256, "ü" * 128, "a/" + "x" * 300]
@@ -36,29 +37,21 @@ def names(folder: Path) -> list[str]:
 
 def test_what_was_put_can_be_read_and_deleted(storage: Storage, folder: Path) -> None:
     key = "events/42/Zoë 1.pdf"
-    assert not storage.exists(key)
-    storage.put(key, b"first", "application/pdf")
+    keeps_files(storage, key)
     storage.put(key, b"second", "application/pdf")
-    assert storage.exists(key)
-    assert storage.open(key) == b"second"
     url = storage.url(key, timedelta(hours=1))
     assert url == storage.location(key)
     assert Path(unquote(urlsplit(url).path)).read_bytes() == b"second"
     assert names(folder / "events/42") == ["Zoë 1.pdf"]
     assert (folder / key).stat().st_mode & 0o777 == 0o644
     storage.delete(key)
-    storage.delete(key)
-    assert not storage.exists(key)
-    with pytest.raises(StorageError, match=r"Zoë 1\.pdf could not be read"):
+    with pytest.raises(NoSuchFile, match=r"Zoë 1\.pdf could not be read"):
         storage.open(key)
 
 
 @pytest.mark.parametrize("key", UNSAFE)
 def test_no_key_leads_out_of_the_folder(key: str, storage: Storage, folder: Path, tmp_path: Path) -> None:
-    for act in (lambda: storage.put(key, b"x", "text/plain"), lambda: storage.open(key), lambda: storage.exists(key),
-                lambda: storage.delete(key), lambda: storage.url(key), lambda: storage.location(key)):
-        with pytest.raises(ValueError, match=r"^storage key"):
-            act()
+    refuses_key(storage, key)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -134,8 +127,8 @@ def test_unset_means_a_local_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize(("url", "message"), [
-    ("/var/certificates", "begins with nothing://: use file:// or s3://"),
-    ("gs://bucket", "begins with gs://"),
+    ("/var/certificates", "begins with nothing://: use file://, s3://, gs:// or az://"),
+    ("ftp://host/folder", "begins with ftp://"),
     ("file://var/certificates", "file:///absolute/path"),
     ("file://", "file:///absolute/path"),
     ("s3:///prefix", "the bucket is missing"),
@@ -144,9 +137,19 @@ def test_unset_means_a_local_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ("s3://bucket?endpoint=localhost:9000", "must begin with https:// or http://"),
     ("s3://bucket/../other", "without . and .."),
     ("s3://bucket?endpoint=https://storage.example.org", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY too"),
+    ("file:///folder?link=https://app.example.org", "unknown: link"),
+    ("file:///folder?links=app.example.org", "must begin with https:// or http://"),
+    ("file:///folder?links=https://app.example.org/files", "set STORAGE_LINK_SECRET to at least 32 random characters"),
+    ("gs://", "the bucket is missing"),
+    ("gs://bucket?endpoint=http://127.0.0.1", "unknown: endpoint"),
+    ("az:///prefix?account=mine", "the container is missing"),
+    ("az://container", "write az://container/prefix?account=…, or set AZURE_STORAGE_ACCOUNT_NAME"),
+    ("az://container?account=mine&endpoint=http://127.0.0.1:10000/mine", "set AZURE_STORAGE_ACCOUNT_KEY too"),
 ])
 def test_a_url_that_cannot_be_used_says_how_to_mend_it(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("STORAGE_LINK_SECRET", "too short")
     monkeypatch.setenv("STORAGE_URL", url)
     with pytest.raises(ConfigurationError) as caught:
         storage_from_url()

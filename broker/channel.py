@@ -34,7 +34,7 @@ class Delivered(virtual.Message):  # type: ignore[misc]
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         super().__init__(payload, channel=channel, **kwargs)
         job = payload["properties"].get("job")
-        self.lease: Lease | None = Lease(job["id"], job["lease"]) if job else None
+        self.lease: Lease | None = Lease.of(job) if job else None
         #: The queue it came from; a message routed through an exchange carries another routing key.
         self.queue: str | None = payload.get("queue")
         #: How the job ended; None: as the acknowledgement says.

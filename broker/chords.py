@@ -22,7 +22,8 @@ from celery.utils.functional import _regen
 
 from celery_jobqueue.broker.collector import collected, collecting, drive
 from celery_jobqueue.broker.session import Call
-from celery_jobqueue.broker.sessions import PATIENCE
+from celery_jobqueue.broker.sessions import PATIENCE, warn_if_lost
+from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.broker.sql import statement
 
 __all__ = ["ChordBackend"]
@@ -123,6 +124,8 @@ class ChordBackend:
                     drive(published.script(), session.run)
                 return
             except _LeaseLost:
+                if state == states.SUCCESS:
+                    warn_if_lost(self.settings, Lease.of(request.properties["job"]))
                 return  # somebody else has the job now; what this run found out is no longer asked for
             except (psycopg.OperationalError, psycopg.InterfaceError):
                 if time.monotonic() + pause > deadline:

@@ -26,7 +26,7 @@ def lease_of(request: Any) -> Lease | None:
     """The lease of a request's job, None when it did not come out of a job queue."""
     properties = getattr(request, "properties", None) or {}
     job = properties.get("job")
-    return Lease(job["id"], job["lease"]) if job else None
+    return Lease.of(job) if job else None
 
 
 def parameter_position(task_name: str, parameter: str) -> int | None:

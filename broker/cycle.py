@@ -131,7 +131,7 @@ class Cycle:
         for delivery in [delivery for delivery in self.ready if delivery[0] == queue]:
             self.ready.remove(delivery)
             if job := delivery[1]["properties"].get("job"):
-                self.settlements.release(Lease(job["id"], job["lease"]))
+                self.settlements.release(Lease.of(job))
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 

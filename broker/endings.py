@@ -39,9 +39,9 @@ def tell_celery(app: Any, rows: list[Row]) -> None:
     for row in rows:
         id_, lease, task_id, task_name, error, envelope, payload, binary = row
         headers, (args, kwargs, embed), properties = decode_lost(envelope, payload, binary)
-        properties["job"] = {"id": id_, "lease": lease}
+        job = properties["job"] = {"id": id_, "lease": lease, "task": task_name, "task_id": task_id}
         logger.log(logging.INFO if error == REVOKED else logging.ERROR, "%s (%s, job %s)", error, task_name, id_,
-                   extra={"job_id": id_, "task_id": task_id})
+                   extra=Lease.of(job).about)
         request = Context(headers, **{
             "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
             "delivery_info": properties.get("delivery_info") or {}, **embed})
@@ -54,7 +54,8 @@ def tell_celery(app: Any, rows: list[Row]) -> None:
             else:
                 backend.mark_as_failure(task_id, WorkerLostError(error), request=request, store_result=stores)
         except Exception:
-            logger.exception("the end of job %s could not be told to Celery", id_, extra={"job_id": id_})
+            logger.exception("the end of job %s could not be told to Celery", id_,
+                             extra=Lease.of(job).about)
 
 
 def unreadable(app: Any, settlements: Settlements, lease: Lease, task_id: str | None, error: Exception) -> None:
@@ -65,11 +66,11 @@ def unreadable(app: Any, settlements: Settlements, lease: Lease, task_id: str | 
 
 def mark_unreadable(app: Any, lease: Lease, task_id: str | None, error: BaseException) -> None:
     """Who waits for the result of an unreadable job hears that there will be none."""
-    logger.error("the message of job %s cannot be read: %s", lease.id, describe(error), extra={"job_id": lease.id})
+    logger.error("the message of job %s cannot be read: %s", lease.id, describe(error), extra=lease.about)
     if task_id is None:
         return
     request = Context(id=task_id, properties={"job": {"id": lease.id, "lease": lease.token}})
     try:
         app.backend.mark_as_failure(task_id, ValueError(f"the message cannot be read: {describe(error)}"), request=request)
     except Exception:
-        logger.exception("the end of job %s could not be told to Celery", lease.id, extra={"job_id": lease.id})
+        logger.exception("the end of job %s could not be told to Celery", lease.id, extra=lease.about)

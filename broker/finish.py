@@ -150,7 +150,7 @@ class _Run:
                 raise TransactionError(f"the transaction is in another database ({info.dbname!r} at {info.host}:{info.port}) "
                                        "than the job") from None
             logger.warning("job %s was taken from this worker; what it wrote is to be rolled back", self.lease.id,
-                           extra={"job_id": self.lease.id, "task_id": self.request.id})
+                           extra=self.lease.about)
             raise
         # Celery would do all of it again when the task has returned. Results and chords are fenced; what is published is not.
         for name in ("callbacks", "chain", "errbacks"):

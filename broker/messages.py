@@ -124,7 +124,8 @@ def decode_job(row: Row) -> dict[str, Any]:
     info["redelivered"] = redelivered == "t"
     message["queue"] = queue
     properties["job"] = {"id": id_, "lease": lease, "attempts": int(attempts or 0), "max_attempts": int(max_attempts or 1),
-                         "expires": float(expires) if expires else None, "suspect": suspect == "t"}
+                         "expires": float(expires) if expires else None, "suspect": suspect == "t", "task": task_name,
+                         "task_id": task_id}
     return message
 
 

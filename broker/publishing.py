@@ -12,6 +12,7 @@ from kombu.exceptions import BatchPublishError
 from kombu.utils.functional import retry_over_time
 from kombu.utils.json import dumps
 
+from celery_jobqueue.broker.context import lease_of, running_request
 from celery_jobqueue.broker.messages import encode_job, job_id
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.settlements import Lease
@@ -90,7 +91,8 @@ def send(transport: Any, calls: list[Call]) -> list[list[Row]]:
         if stmt.name == "rearm" and rows[0][0] != "t":
             # The lease was lost: the job is somebody else's now, and a stale owner changes nothing. (Or this is the second
             # try after a lost reply, and the first one did it.)
-            logger.warning("job %s was taken from this worker; its retry is dropped", params[0], extra={"job_id": params[0]})
+            logger.warning("job %s was taken from this worker; its retry is dropped", params[0],
+                           extra=(lease_of(running_request()) or Lease(str(params[0]), "")).about)
     return answers
 
 

@@ -160,6 +160,10 @@ class JobRequest(Request):  # type: ignore[misc]
 def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(on_success)
     def told(self: JobRequest, failed__retval__runtime: tuple[bool, Any, float], **kwargs: Any) -> Any:
+        if self.lease is not None and not failed__retval__runtime[0]:
+            # Its process has stored the result on the row, and completed the job by that; if that failed, it has said so.
+            here = getattr(self.task.backend, "has_jobs", False)
+            self._message.properties["job"]["stored"] = here and not self.ignore_result
         result = on_success(self, failed__retval__runtime, **kwargs)
         if not failed__retval__runtime[0]:
             self.end()

@@ -29,7 +29,7 @@ from celery_jobqueue.broker.cycle import channel_of
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Call, Row, Session
-from celery_jobqueue.broker.sessions import PATIENCE, run_patiently, session_for
+from celery_jobqueue.broker.sessions import PATIENCE, run_patiently, session_for, warn_if_lost
 from celery_jobqueue.broker.settings import from_url
 from celery_jobqueue.broker.settlements import describe
 from celery_jobqueue.broker.sql import Statement, statement
@@ -160,7 +160,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         options.update(app.conf.get("result_backend_transport_options") or {})
         self.settings = from_url(url or "", options)
         #: Whether jobs have their rows here; else the broker is another database, or something else.
-        self._has_jobs = self.settings.conninfo in brokers
+        self.has_jobs = self.settings.conninfo in brokers
         self.result_consumer = self.ResultConsumer(
             self, self.app, self.accept, self._pending_results, self._pending_messages)
 
@@ -195,7 +195,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         if state in self.EXCEPTION_STATES:
             error = _error_text(result)
         traceback = None if traceback is None else safe_str(traceback).replace("\0", "\\0")
-        own = self._has_jobs and request is not None and getattr(request, "id", None) == task_id
+        own = self.has_jobs and request is not None and getattr(request, "id", None) == task_id
         lease = lease_of(request) if own else None
         if lease is not None:
             job = request.properties["job"]
@@ -209,8 +209,12 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
             if held is not None and state in self.READY_STATES:
                 held.append((statement("store_result"), params))  # broker/chords.py stores it
                 return result
-            # A lost lease means that somebody else has the job now; what this run found out is no longer asked for.
-            return result if self._run("store_result", params, patience=PATIENCE)[0][0] == "t" else None
+            if self._run("store_result", params, patience=PATIENCE)[0][0] == "t":
+                return result
+            # Settled before, by finish_in(), or somebody else has the job now; what this run found out is no longer asked for.
+            if state == states.SUCCESS:
+                warn_if_lost(self.settings, lease)
+            return None
         self._run("store_loose_result", (task_id, state, text, binary, encoded_meta, traceback))
         return result
 

@@ -14,10 +14,10 @@ import psycopg
 
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settings import Settings
-from celery_jobqueue.broker.settlements import Lease
+from celery_jobqueue.broker.settlements import Lease, warn_of_loss
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["PATIENCE", "lending", "run_patiently", "session_for", "still_held"]
+__all__ = ["PATIENCE", "lending", "run_patiently", "session_for", "still_held", "warn_if_lost"]
 
 #: The work is done: a restart or failover of the server must not lose what came of it. Seconds to go on trying.
 PATIENCE = 120.0
@@ -75,3 +75,9 @@ def still_held(settings: Settings, lease: Lease) -> bool:
         return session_for(settings).run((statement("still_held"), (lease.id, lease.token)))[0][0][0] == "t"
     except (psycopg.Error, OSError):
         return True
+
+
+def warn_if_lost(settings: Settings, lease: Lease) -> None:
+    """A result was stored to no effect: finish_in() had settled the job, or it is in other hands, and people should know."""
+    if run_patiently(settings, (statement("lost_leases"), (f"{{{lease.id}}}", f"{{{lease.token}}}")), patience=PATIENCE)[0]:
+        warn_of_loss(lease)

@@ -10,11 +10,10 @@ from typing import Any
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.priorities import check_scale
 from celery_jobqueue.broker.register import SCHEMES
-from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import libpq_dsn, looks_like_transaction_pooler
 
-__all__ = ["Settings", "conninfos", "from_url", "lease", "read"]
+__all__ = ["Settings", "conninfos", "from_url", "read"]
 
 _OPTIONS = {
     "poll_interval": "seconds between two looks into the queue when nothing wakes the worker",
@@ -99,11 +98,6 @@ def url_of(client: Any) -> str:
     port = f":{client.port}" if client.port else ""
     database = (client.virtual_host or "").lstrip("/")
     return f"postgresql://{user}{password}{'@' if user else ''}{hostname}{port}/{database}"
-
-
-def lease(job: dict[str, Any]) -> Lease:
-    """The lease in a message's `job` property."""
-    return Lease(job["id"], job["lease"])
 
 
 def _flag(options: dict[str, Any], name: str, default: bool) -> bool:

@@ -7,17 +7,21 @@ an acknowledgement that arrives while its own connection is dead is flushed by t
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from kombu.utils.encoding import safe_repr, safe_str
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for"]
+__all__ = ["Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for", "warn_of_loss"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,25 @@ class Lease:
 
     id: str
     token: str
+    #: The message's `job` property, for those who have to say which job it is.
+    job: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, job: Mapping[str, Any]) -> Lease:
+        """The lease in a message's `job` property."""
+        return cls(job["id"], job["lease"], job)
 
     @property
     def tag(self) -> str:
         """The delivery tag of the message."""
         return f"{self.id}:{self.token}"
+
+    @property
+    def about(self) -> dict[str, object]:
+        """`extra=` of a log line about the job, see broker/logs.py."""
+        job = self.job or {}
+        return {"job_id": self.id, "task_id": job.get("task_id"), "task_name": job.get("task"),
+                "attempt": job.get("attempts"), "max_attempts": job.get("max_attempts")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +75,8 @@ class Flight:
     released: list[Lease] = field(default_factory=list)
     failed: list[tuple[Lease, Failure]] = field(default_factory=list)
     starts: list[tuple[Lease, bool, Started]] = field(default_factory=list)
+    #: Settled to no effect. Mostly the job's result had settled it before; else the job is in other hands.
+    doubtful: list[Lease] = field(default_factory=list)
 
     @property
     def durable(self) -> bool:
@@ -74,7 +94,7 @@ class Settlements:
 
     def __bool__(self) -> bool:
         flight = self._next
-        return bool(flight.completed or flight.released or flight.failed or flight.starts)
+        return bool(flight.completed or flight.released or flight.failed or flight.starts or flight.doubtful)
 
     def complete(self, lease: Lease) -> None:
         """The job is done."""
@@ -113,12 +133,14 @@ class Settlements:
             later = self._next
             self._next = Flight(
                 flight.completed + later.completed, flight.released + later.released,
-                flight.failed + later.failed, flight.starts + later.starts,
+                flight.failed + later.failed, flight.starts + later.starts, flight.doubtful + later.doubtful,
             )
 
     def calls(self, flight: Flight) -> list[Call]:
         """The statements that carry this batch."""
         calls: list[Call] = []
+        if flight.doubtful:
+            calls.append((statement("lost_leases"), _leases(flight.doubtful)))
         if flight.completed:
             calls.append((statement("complete"), _leases(flight.completed)))
         for lease, failure in flight.failed:
@@ -136,15 +158,34 @@ class Settlements:
             calls.append((statement("start"), (self.worker, *_leases([lease for lease, _, _ in flight.starts]), once)))
         return calls
 
-    @staticmethod
-    def confirm(flight: Flight, answers: list[list[Row]]) -> None:
-        """The batch is committed; `answers` are those of its calls. Tells every start how it went."""
+    def confirm(self, flight: Flight, answers: list[list[Row]]) -> None:
+        """The batch is committed; `answers` are those of its calls. Tells every start how it went, and people of lost jobs."""
+        in_order = iter(answers)
+        if flight.doubtful:
+            lost = {row[0] for row in next(in_order)}
+            for lease in flight.doubtful:
+                if lease.token in lost:
+                    warn_of_loss(lease)
+        settled = {row[0] for row in next(in_order)} if flight.completed else set()
+        # Where the result settled the job, whoever stored it has said what there is to say.
+        doubtful = [lease for lease in flight.completed if lease.id not in settled and not (lease.job or {}).get("stored")]
+        doubtful += [lease for (lease, failure), rows in zip(flight.failed, in_order, strict=False)
+                     if failure.republished is None and rows[0][0] is None]
+        if doubtful:
+            with self._lock:
+                self._next.doubtful += doubtful
         if not flight.starts:
             return
         granted = {f"{row[0]}:{row[1]}": (int(row[2] or 0), int(row[3] or 0), int(row[4] or 0))
                    for row in answers[-1]}
         for lease, _, started in flight.starts:
             started(*granted.get(lease.tag, (0, 0, 0)))
+
+
+def warn_of_loss(lease: Lease) -> None:
+    """A job was taken away while it ran, and has ended here now: that changed nothing, and somebody may wonder why."""
+    logger.warning("job %s was taken from this worker while it ran; what came of it here is dropped", lease.id,
+                   extra=lease.about)
 
 
 def _leases(leases: list[Lease]) -> tuple[str, str]:

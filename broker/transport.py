@@ -21,7 +21,7 @@ from celery_jobqueue.broker.flower import install as _install_in_flower
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.session import Call, Row, Session
-from celery_jobqueue.broker.settlements import Failure, settlements_for
+from celery_jobqueue.broker.settlements import Failure, Lease, settlements_for
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.worker import install as _install_worker_steps
@@ -116,9 +116,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         with contextlib.suppress(Exception):
             super().close_connection(connection)
         with contextlib.suppress(psycopg.Error, OSError):
-            if self.session.connected and (self.settlements or self.cycle_.ready):
+            if self.session.connected:
                 self._give_back_undelivered()
-                self.cycle_.exchange()
+                while self.settlements:  # twice at most: what was settled to no effect is asked about
+                    self.cycle_.exchange()
             if self.leaving and self.session.connected:
                 self.session.run((statement("goodbye"), (identity().id,)))
         self.cycle_.lost_connection()
@@ -234,7 +235,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             job = message["properties"].get("job")
             if job is None or job.get("start"):
                 continue
-            lease = settings.lease(job)
+            lease = Lease.of(job)
             if job["expires"] is not None and job["expires"] < time():
                 self.settlements.fail(lease, Failure("expired"))
                 dropped.append(message)
@@ -259,7 +260,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         job = raw_message["properties"].get("job")
         if job is not None:
-            self.settlements.release(settings.lease(job))
+            self.settlements.release(Lease.of(job))
 
     # -- waking up ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from celery.worker import state as worker_state
 
 from celery_jobqueue.broker.endings import mark_unreadable, tell_celery, unreadable
 from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.logs import install as _install_in_logs
 from celery_jobqueue.broker.pulse import Pulse
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
@@ -109,7 +110,7 @@ class Gate:
         if not attempts:
             # Reset by hand, deleted, or given to somebody else meanwhile: not ours any more.
             logger.warning("job %s was taken from this worker before it started", request.message.lease.id,
-                           extra={"job_id": request.message.lease.id, "task_id": request.id})
+                           extra=request.message.lease.about)
             request.drop()
             return
         request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
@@ -226,6 +227,7 @@ def _join(sender: Any, **_: Any) -> None:
     Gossip.compatible_transports.add(Transport.driver_type)
     Mingle.compatible_transports.add(Transport.driver_type)
     sender.app.steps["consumer"].add(JobQueueStep)
+    _install_in_logs()
     if transport.settings.automatic_retries:
         for task in sender.app.tasks.values():
             retry_automatically(task, transport.settings)

@@ -33,6 +33,11 @@ select jobqueue.complete($1::uuid[], $2::uuid[]);
 -- name: fail
 select jobqueue.fail($1::uuid, $2::uuid, $3::text, $4::text, $5::boolean, $6::interval);
 
+-- name: lost_leases
+-- Those that are gone: the job was deleted, reset, or is in other hands.
+select s.lease from unnest($1::uuid[], $2::uuid[]) as s(id, lease)
+ where (select j.lease from public.job_queue j where j.id = s.id) is distinct from s.lease;
+
 -- name: note_retry
 select jobqueue.note_retry($1::uuid, $2::uuid, $3::integer, $4::text, $5::text);
 

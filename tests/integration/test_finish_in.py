@@ -53,7 +53,7 @@ def all_over(url: str, number: int) -> bool:
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_every_kind_of_connection_finishes_its_job(pool: str, app: Celery, url: str, start_worker: Start) -> None:
-    start_worker("-P", pool, app=APP)
+    worker = start_worker("-P", pool, app=APP)
     results = {kind: app.tasks["f.pay"].delay(kind, "", kind) for kind in (*SYNC, *ASYNC)}
     assert {kind: result.get(timeout=30) for kind, result in results.items()} == {kind: f"paid {kind}" for kind in results}
     assert entries(url) == sorted(results)
@@ -61,6 +61,8 @@ def test_every_kind_of_connection_finishes_its_job(pool: str, app: Celery, url: 
         row = job(url, result.id)
         assert (row["status"], row["state"], row["attempts"], row["owner"]) == ("completed", "SUCCESS", 1, None)
         assert json.loads(row["result"]) == result.get()
+    assert worker.stop() == 0
+    assert "was taken from this worker" not in worker.text  # the second settlement finds nothing to do: no loss
 
 
 # Celery's pool may take 5 s until it notices that a process was killed; hence no more combinations than tell something.

@@ -332,6 +332,7 @@ def test_a_worker_and_a_publisher_need_no_more_than_their_roles(own_url: str, tm
         app.backend.result_consumer.stop()
         assert worker.stop() == 0
         assert "permission denied" not in worker.text
+        assert "was taken from" not in worker.text
         assert one(own_url, "select count(*) from jobqueue.worker") == 0
     for statement in ("select get_next_job()", "update job_queue set status = 'pending'", "select reset_stuck_jobs()"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -119,7 +119,7 @@ def test_a_row_enqueued_from_sql_is_a_celery_message() -> None:
     assert decoded["headers"]["expires"].startswith("2030-01-01")
     assert decoded["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q", "redelivered": True}
     assert decoded["properties"]["job"] == {"id": "1", "lease": "2", "attempts": 1, "max_attempts": 4, "expires": 1893456000.0,
-                                            "suspect": True}
+                                            "suspect": True, "task": "t.x", "task_id": "task-1"}
 
 
 @pytest.mark.parametrize(("body", "ids"), [

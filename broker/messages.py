@@ -37,6 +37,7 @@ _PROPERTIES = frozenset({
 })
 _JSON_TYPES = frozenset({"application/json", "application/x-jobqueue-json"})
 _MAX_ATTEMPTS = 2**31 - 1
+_LAST_MOMENT = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 _clock = threading.Lock()
 _last = 0
@@ -109,10 +110,11 @@ def decode_job(row: Row) -> dict[str, Any]:
      payload, binary, _, suspect) = row
     message = _message(envelope, payload, binary)
     headers, properties = message["headers"], message["properties"]
+    expiry = _expiry(expires)
     if envelope is None and task_name is not None:  # enqueued from SQL
         headers.update(lang="py", task=task_name, id=task_id, root_id=task_id, parent_id=None, group=None, retries=0,
                        eta=None, origin="sql", ignore_result=False)
-        headers["expires"] = datetime.fromtimestamp(float(expires), UTC).isoformat() if expires else None
+        headers["expires"] = None if expiry is None else datetime.fromtimestamp(expiry, UTC).isoformat()
         args, kwargs = _arguments(payload)
         headers.update(argsrepr=repr(args), kwargsrepr=repr(kwargs))
         properties.update(correlation_id=task_id, reply_to=reply_to, priority=int(priority or 5))
@@ -124,9 +126,14 @@ def decode_job(row: Row) -> dict[str, Any]:
     info["redelivered"] = redelivered == "t"
     message["queue"] = queue
     properties["job"] = {"id": id_, "lease": lease, "attempts": int(attempts or 0), "max_attempts": int(max_attempts or 1),
-                         "expires": float(expires) if expires else None, "suspect": suspect == "t", "task": task_name,
-                         "task_id": task_id}
+                         "expires": expiry, "suspect": suspect == "t", "task": task_name, "task_id": task_id}
     return message
+
+
+def _expiry(seconds: str | None) -> float | None:
+    """What PostgreSQL says of expires_at, as a moment that datetime can hold; None: never, which is 'infinity' too."""
+    moment = math.inf if seconds is None else float(seconds)
+    return None if moment > _LAST_MOMENT else max(moment, 0.0)
 
 
 def encode_transient(message: dict[str, Any]) -> tuple[str, str | None, bytes | None]:

@@ -127,6 +127,7 @@ class CertificateConfig(Base):
 
     event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"), primary_key=True)
     design: Mapped[dict[str, Any]]
+    serial_secret: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     event: Mapped[Event] = relationship(back_populates="config")
@@ -152,3 +153,4 @@ class Certificate(Base):
     expires_on: Mapped[date | None]
     revoked_at: Mapped[datetime | None]
     revoke_reason: Mapped[str | None]
+    revoke_note: Mapped[str | None]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from celery_jobqueue.db.errors import FinalError, InvalidJob
 
-__all__ = ["CertificateError", "DesignError", "InvalidRecipient", "InvalidUser", "MissingConfiguration", "MissingGlyph",
-           "NotAllowed", "UnknownEvent"]
+__all__ = ["CertificateError", "CertificateRevoked", "DesignError", "InvalidRecipient", "InvalidUser", "MissingConfiguration",
+           "MissingGlyph", "NotAllowed", "UnknownCertificate", "UnknownEvent"]
 
 
 class CertificateError(FinalError):
     """Root of the certificate application's final errors."""
+
+
+class CertificateRevoked(CertificateError):
+    """The recipient's certificate was revoked: it is not issued again while that stands."""
 
 
 class DesignError(CertificateError):
@@ -34,6 +38,10 @@ class MissingGlyph(CertificateError):
 
 class NotAllowed(CertificateError):
     """The user may not issue certificates for this event."""
+
+
+class UnknownCertificate(CertificateError):
+    """There is no certificate with this serial."""
 
 
 class UnknownEvent(CertificateError, InvalidJob):

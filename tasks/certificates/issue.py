@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import unicodedata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 from celery_jobqueue.db.models import Certificate, CertificateConfig, Event, EventOrganiser
 from tasks.certificates.design import Design, fill, parse_design
 from tasks.certificates.errors import (
+    CertificateRevoked,
     DesignError,
     InvalidRecipient,
     InvalidUser,
@@ -108,33 +110,36 @@ def _identifier(value: str, field: str, error: type[InvalidRecipient | InvalidUs
 
 
 def issue_certificate(engine: Engine, *, event_id: object, recipient_name: object, user_id: object, storage: Storage,
-                      recipient_key: object = None, verification_url: str = "") -> IssuedCertificate:
+                      recipient_key: object = None, verification_url: str = "",
+                      on_step: Callable[[int, int], None] | None = None) -> IssuedCertificate:
     """Render, upload and record the certificate of one recipient.
 
     recipient_key tells recipients of the same name apart, for instance an e-mail address; verification_url holds {serial}
-    and counts where the design has no verify_url of its own. Raises a CertificateError when trying again cannot help,
-    StorageError and SQLAlchemy's errors when it may.
+    and counts where the design has no verify_url of its own; on_step hears (steps done, steps in all). Raises a
+    CertificateError when trying again cannot help, StorageError and SQLAlchemy's errors when it may.
     """
     name = check_name(recipient_name)
     key = check_key(recipient_key) or name.casefold()
     event_uuid, user = check_event_id(event_id), check_user(user_id)
-    serial = _serial(event_uuid, key)
+    tell = on_step or (lambda *_: None)
     while True:
         with Session(engine) as session:
-            event, raw_design = _permitted(session, event_uuid, user)
-            issued_at = session.scalar(select(Certificate.issued_at).where(
-                Certificate.event_id == event_uuid, Certificate.recipient_key == key)) or datetime.now(UTC)
-        design = parse_design(raw_design)
+            event, config = _permitted(session, event_uuid, user)
+            serial, issued_at = _standing(session, event_uuid, key) or (_serial(config.serial_secret, event_uuid, key),
+                                                                        datetime.now(UTC))
+        design = parse_design(config.design)
         values = _values(design, event, name, serial, issued_at, verification_url)
+        tell(1, 3)
         content = render(design, values, pictures=lambda key: _picture(storage, key))
+        tell(2, 3)
         record: dict[str, Any] = {
             "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
             "storage_key": f"events/{event_uuid}/{serial}.pdf", "sha256": hashlib.sha256(content).hexdigest(),
             "size_bytes": len(content), "issued_at": issued_at}
         with engine.connect() as connection:
-            certificate_id, stands = _record(connection, record, storage)
-            if stands.astimezone(UTC).date() != issued_at.astimezone(UTC).date():
-                continue  # somebody else was first, before midnight: once more, with the date that stands
+            certificate_id, standing, stands = _record(connection, record, storage)
+            if standing != serial or stands.astimezone(UTC).date() != issued_at.astimezone(UTC).date():
+                continue  # somebody else was first, before midnight: once more, with the serial and the date that stand
             # The row's lock makes runs for the same recipient take turns, so that file and row always belong together.
             storage.put(record["storage_key"], content, "application/pdf")
             connection.commit()
@@ -154,26 +159,37 @@ def _values(design: Design, event: Event, name: str, serial: str, issued_at: dat
     return values | {"verify_url": address}
 
 
-def _permitted(session: Session, event_id: uuid.UUID, user: str) -> tuple[Event, dict[str, Any]]:
+def _permitted(session: Session, event_id: uuid.UUID, user: str) -> tuple[Event, CertificateConfig]:
     row = session.execute(
-        select(Event, CertificateConfig.design, EventOrganiser.user_id)
+        select(Event, CertificateConfig, EventOrganiser.user_id)
         .outerjoin(CertificateConfig, CertificateConfig.event_id == Event.id)
         .outerjoin(EventOrganiser, (EventOrganiser.event_id == Event.id) & (EventOrganiser.user_id == user))
         .where(Event.id == event_id)).one_or_none()
     if row is None:
         raise UnknownEvent(f"there is no event {event_id}")
-    event, design, organiser = row
+    event, config, organiser = row
     if organiser is None:
         raise NotAllowed(f"user {user!r} may not issue certificates for event {event_id}: "
                          "only its organisers may (table event_organisers)")
-    if design is None:
+    if config is None:
         raise MissingConfiguration(f"event {event_id} has no certificate configuration: add a row to certificate_configs")
-    session.expunge(event)
-    return event, design
+    session.expunge_all()
+    return event, config
 
 
-def _record(connection: Connection, record: Mapping[str, Any], storage: Storage) -> tuple[uuid.UUID, datetime]:
-    """Write the row and keep it locked until the transaction ends; (id, issued_at) as they stand then."""
+def _standing(session: Session, event_id: uuid.UUID, key: str) -> tuple[str, datetime] | None:
+    """Serial and date of the recipient's certificate, when there is one."""
+    row = session.execute(
+        select(Certificate.serial, Certificate.issued_at, Certificate.revoked_at)
+        .where(Certificate.event_id == event_id, Certificate.recipient_key == key)).one_or_none()
+    if row is not None and row.revoked_at is not None:
+        raise CertificateRevoked(f"certificate {row.serial} of this recipient was revoked on {_day(row.revoked_at.date())}: "
+                                 "reinstate it before it is issued again")
+    return row and (row.serial, row.issued_at)
+
+
+def _record(connection: Connection, record: Mapping[str, Any], storage: Storage) -> tuple[uuid.UUID, str, datetime]:
+    """Write the row and keep it locked until the transaction ends; (id, serial, issued_at) as they stand then."""
     # A run that hangs, perhaps on a frozen machine, must not hold up the next one for ever.
     connection.execute(text(
         "select set_config('lock_timeout', '30s', true), set_config('idle_in_transaction_session_timeout', '120s', true)"))
@@ -181,13 +197,13 @@ def _record(connection: Connection, record: Mapping[str, Any], storage: Storage)
     changed = ("recipient_name", "url", "sha256", "size_bytes")
     again = written.on_conflict_do_update(
         constraint="certificates_recipient", set_={column: written.excluded[column] for column in changed})
-    row = connection.execute(again.returning(Certificate.id, Certificate.issued_at)).one()
-    return row.id, row.issued_at
+    row = connection.execute(again.returning(Certificate.id, Certificate.serial, Certificate.issued_at)).one()
+    return row.id, row.serial, row.issued_at
 
 
-def _serial(event_id: uuid.UUID, key: str) -> str:
-    """Deterministic and not to be guessed from another one: 60 bits of a hash over the event's random id."""
-    number = int.from_bytes(hashlib.sha256(f"{event_id}\0{key}".encode()).digest()[:8])
+def _serial(secret: uuid.UUID, event_id: uuid.UUID, key: str) -> str:
+    """60 bits: the same whenever it is tried again, and not to be worked out from event and recipient without the secret."""
+    number = int.from_bytes(hmac.digest(secret.bytes, f"{event_id}\0{key}".encode(), "sha256")[:8])
     digits = "".join(_ALPHABET[number >> shift & 31] for shift in range(0, 60, 5))
     return "-".join(digits[start:start + 4] for start in range(0, 12, 4))
 

@@ -244,12 +244,22 @@ ERRANDS = (
     "select jobqueue.retire('7 days', '30 days', '1 day')",
     "insert into jobqueue.schedule (name, task, schedule, timezone) values ('{new}', 't.add', '0 7 * * 1-5', 'Europe/Berlin')",
     "update jobqueue.schedule set schedule = '5 minutes'",
+    "select public.revoke_certificate('{serial}')",
+    "select public.reinstate_certificate('{serial}')",
 )
+_SERIAL = "SHAD-OWED-0000"
+#: What the errands need besides, and the worker's role does not have.
+_GROUND = f"""
+with event as (insert into events (name, starts_on, ends_on) values ('E', '2026-11-16', '2026-11-16') returning id)
+insert into certificates (event_id, serial, recipient_name, recipient_key, user_id, storage_key, url, sha256, size_bytes)
+select id, '{_SERIAL}', 'Ada', 'ada', 'alice', 'k', 'u', 's', 1 from event;
+grant execute on function revoke_certificate, reinstate_certificate to {supabase.WORKER}
+"""
 
 
 def run_errands(conn: psycopg.Connection[Any]) -> None:
     """The whole cycle by SQL. Raises what the server raises."""
-    job: dict[str, Any] = {"id": "", "lease": "", "new": uuid.uuid4()}
+    job: dict[str, Any] = {"id": "", "lease": "", "new": uuid.uuid4(), "serial": _SERIAL}
     for errand in ERRANDS:
         if errand == "claim":
             row = conn.execute("select id::pg_catalog.text, lease_token::pg_catalog.text from public.get_next_job()").fetchone()
@@ -273,6 +283,7 @@ def test_the_errands_visit_every_security_definer_function(url: str) -> None:
 
 
 def test_shadowing_names_in_the_search_path_hijacks_nothing(own_url: str) -> None:
+    rows(own_url, _GROUND)
     evil = "language plpgsql as $$ begin raise exception 'hijacked as %', current_user; end $$"
     for signature, returned in SHADOWS.items():
         rows(own_url, f"create function public.{signature} returns {returned} {evil}")
@@ -290,6 +301,7 @@ def test_shadowing_names_in_the_search_path_hijacks_nothing(own_url: str) -> Non
 
 
 def test_shadowing_types_hijacks_nothing(own_url: str) -> None:
+    rows(own_url, _GROUND)
     rows(own_url, "create function public.naive() returns text language plpgsql security definer set search_path = ''"
               " as $$ begin return 5::text; end $$")
     with psycopg.connect(supabase.login(own_url, supabase.WORKER), autocommit=True) as conn:

@@ -336,7 +336,7 @@ def test_the_image_holds_what_the_services_need_and_no_root(services: dict[str, 
     requirement = next(word for word in shlex.split(install) if word.startswith("."))
     extras = set(re.fullmatch(r"\.\[(.+)\]", requirement)[1].split(","))  # type: ignore[index]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert extras == set(project["optional-dependencies"]) - {"embedded", "test"}
+    assert extras == set(project["optional-dependencies"]) - {"embedded", "bench", "test"}
     assert "-c constraints.txt" in install
     for name in APPLICATION:
         assert services[name]["build"]["dockerfile"] == "Dockerfile"

@@ -17,8 +17,11 @@ from celery_jobqueue.db import embedded, migrate
 from tests.support import workers
 from tests.support.app import make_app
 from tests.support.database import fresh_database, sibling
+from tests.support.tls_server import programs as debian_postgresql
 
-_PROGRAMS = {"pgbouncer": "pgbouncer", "chromium": "chromium"}
+#: Marker → the program's file, None where it is missing.
+_PROGRAMS = {"pgbouncer": shutil.which("pgbouncer"), "chromium": shutil.which("chromium"),
+             "debian_postgresql": debian_postgresql()}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,8 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for program, executable in _PROGRAMS.items():
-            if item.get_closest_marker(f"needs_{program}") and shutil.which(executable) is None:
+        for program, found in _PROGRAMS.items():
+            if item.get_closest_marker(f"needs_{program}") and found is None:
                 item.add_marker(pytest.mark.skip(reason=f"needs the system program {program}"))
 
 

@@ -27,6 +27,7 @@ __all__ = ["Cycle", "channel_of"]
 #: One (queue name, message) ready to be delivered.
 Delivery = tuple[str, dict[str, Any]]
 _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
+_GRACE = "3 seconds"  # so long a worker's lock may be free (a cut connection) before its jobs are taken back
 
 
 @dataclass(slots=True)
@@ -173,7 +174,8 @@ class Cycle:
             self._plan_registration(plan, now)
             if now >= duties.rescue:
                 duties.rescue = now + options.rescue
-                plan.add((statement("rescue"), (identity().id, "3 seconds")), self._take_lost)
+                plan.add((statement("rescue"), (identity().id, _GRACE)), self._take_lost)
+                plan.add((statement("next_death"), (_GRACE,)), self._take_next_death)
             if not self.starts_on_delivery and now >= duties.retire:
                 duties.retire = now + options.retire
                 plan.add((statement("retire"), tuple(map(_interval, (
@@ -284,6 +286,11 @@ class Cycle:
     def _take_lost(self, rows: list[Row]) -> None:
         if rows:
             self.on_lost(rows)
+
+    def _take_next_death(self, rows: list[Row]) -> None:
+        # Found free once, a lock is looked at again when its time is over, not up to an interval later.
+        if rows[0][0] is not None:
+            self._duties.rescue = min(self._duties.rescue, monotonic() + max(0.0, float(rows[0][0])) + 0.01)
 
     def _take(self, plan: _Plan, answers: list[list[Row]]) -> None:
         for taker, rows in zip(plan.takers, answers, strict=True):

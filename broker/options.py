@@ -18,7 +18,7 @@ class Options:
     poll: float = 5.0
     heartbeat: float = 15.0
     heartbeat_limit: float = 75.0
-    rescue: float = 2.0
+    rescue: float = 1.5  # and 3 s of grace: a dead worker's jobs are back within 5 s
     touch: float = 3.0
     reap: float = 10.0
     retire: float = 5.0

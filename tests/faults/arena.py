@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -124,6 +125,13 @@ class Arena:
             if now != left:
                 left, since = now, time.monotonic()
             time.sleep(0.1)
+
+    def holds_within(self, condition: Callable[[], object], timeout: float) -> bool:
+        """Return when the condition holds (True) or `timeout` seconds are over (False)."""
+        deadline = time.monotonic() + timeout
+        while not (kept := bool(condition())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return kept
 
     # -- workers and harm ---------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from celery import chord
 from celery.exceptions import ChordError, WorkerLostError
@@ -72,7 +71,7 @@ def _judge_the_guilty(arena: Arena, guilty: list[str]) -> None:
         arena.check(len(row["errors"] or ()) == row["total_starts"], f"each attempt's error is kept: {row['errors']}")
     for task_id in guilty:
         arena.check(_error(arena.app.AsyncResult(task_id)) is WorkerLostError, "get() raises WorkerLostError")
-        _wait(lambda task_id=task_id: arena.notes(f"mourn {task_id}"))  # type: ignore[misc]
+        arena.holds_within(lambda task_id=task_id: arena.notes(f"mourn {task_id}"), 30)  # type: ignore[misc]
         arena.check(len(arena.notes(f"mourn {task_id}")) == 1, "the errback runs once")
 
 
@@ -88,8 +87,3 @@ def _error(result: AsyncResult) -> type[BaseException] | None:
         return type(error)
     return None
 
-
-def _wait(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)

@@ -7,7 +7,7 @@ TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
 BENCHED := $(VENV)/.bench
 
-.PHONY: help setup demo test lint types tests faults clouds upstream bench bundle clean
+.PHONY: help setup demo test lint types tests faults fuzz clouds upstream bench bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -36,6 +36,9 @@ tests: $(STAMP)
 
 faults: $(STAMP) ## kill, freeze, cut and fill up, and count what became of the jobs (FAULTS='killed_child --seed 7'; FAULTS=--list)
 	@$(BIN)/python -m tests.faults $(FAULTS)
+
+fuzz: $(STAMP) ## hostile messages and rows, for FUZZ=300 seconds (FUZZ='--seed 7')
+	@$(BIN)/python -m tests.fuzz $(FUZZ)
 
 clouds: $(STAMP) ## certificates in Azure's own emulator (needs npm, which fetches 374 packages into .local once)
 	$(BIN)/python -m pytest tests/clouds/azurite.py

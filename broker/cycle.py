@@ -5,6 +5,7 @@ In a worker the batch is sent without waiting (`pump`, then `on_readable`); `dra
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlemen
 from celery_jobqueue.broker.sql import Statement, statement
 
 __all__ = ["Cycle", "channel_of"]
+
+logger = logging.getLogger(__name__)
 
 #: One (queue name, message) ready to be delivered.
 Delivery = tuple[str, dict[str, Any]]
@@ -263,7 +266,10 @@ class Cycle:
         for id_, queue, envelope, payload, binary in rows:
             assert queue is not None
             self._serials += 1
-            self.ready.append((queue, decode_transient(queue, envelope, payload, binary, f"t{id_}.{self._serials}")))
+            try:
+                self.ready.append((queue, decode_transient(queue, envelope, payload, binary, f"t{id_}.{self._serials}")))
+            except Exception as error:  # sent by hand, with jobqueue.send()
+                logger.error("a message in queue %r cannot be read and is dropped: %s", queue, describe(error))
         if len(rows) == _MAX_BATCH:
             self._mail = True
 

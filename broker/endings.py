@@ -42,13 +42,13 @@ def tell_celery(app: Any, rows: list[Row]) -> None:
         job = properties["job"] = {"id": id_, "lease": lease, "task": task_name, "task_id": task_id}
         logger.log(logging.INFO if error == REVOKED else logging.ERROR, "%s (%s, job %s)", error, task_name, id_,
                    extra=Lease.of(job).about)
-        request = Context(headers, **{
-            "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
-            "delivery_info": properties.get("delivery_info") or {}, **embed})
-        task = app.tasks.get(task_name)
-        backend = app.backend if task is None else task.backend
-        stores = not headers.get("ignore_result")
         try:
+            request = Context(headers, **{
+                **embed, "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
+                "delivery_info": properties.get("delivery_info") or {}})
+            task = app.tasks.get(task_name)
+            backend = app.backend if task is None else task.backend
+            stores = not headers.get("ignore_result")
             if error == REVOKED:
                 backend.mark_as_revoked(task_id, REVOKED, request=request, store_result=stores)
             else:

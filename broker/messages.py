@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from kombu.utils.encoding import safe_repr
+
 from celery_jobqueue.broker.context import parameter_position, task_option
 from celery_jobqueue.broker.priorities import to_row
 from celery_jobqueue.broker.session import Row
@@ -78,7 +80,7 @@ def encode_job(message: dict[str, Any], queue: str, scale: str) -> dict[str, Any
     eta = _moment(headers.get("eta"), "eta")
     expires = _moment(headers.get("expires"), "expires")
     if expires is None and (ttl := properties.get("expiration")) is not None:
-        expires = now + timedelta(milliseconds=float(ttl))
+        expires = _after(now, ttl, "expiration", "milliseconds")
     row: dict[str, Any] = {
         "queue": storable(queue, "queue"),
         "task_name": storable(headers.get("task"), "task name"),
@@ -97,7 +99,7 @@ def encode_job(message: dict[str, Any], queue: str, scale: str) -> dict[str, Any
         cap = task_option(row["task_name"], "max_attempts")
     if cap is not None:
         if isinstance(cap, bool) or not isinstance(cap, int) or not 1 <= cap <= _MAX_ATTEMPTS:
-            raise InvalidJob(f"max_attempts={cap!r} is not a whole number of at least 1")
+            raise InvalidJob(f"max_attempts={safe_repr(cap):.100} is not a whole number of at least 1")
         row["max_attempts"] = cap
     return row
 
@@ -147,7 +149,10 @@ def encode_transient(message: dict[str, Any]) -> tuple[str, str | None, bytes | 
 def decode_lost(envelope: str | None, payload: str | None, binary: str | None) -> tuple[
         dict[str, Any], tuple[list[Any], dict[str, Any], dict[str, Any]], dict[str, Any]]:
     """(headers, (args, kwargs, embed), properties) of a job that will not run any more, as far as they can be read."""
-    message = _message(envelope, payload, binary)
+    try:
+        message = _message(envelope, payload, binary)
+    except (ValueError, RecursionError):  # written by hand; the columns tell enough
+        message = {"headers": {}, "properties": {}, "body": payload}
     args, kwargs = _arguments(message["body"])
     try:
         embed = json.loads(message["body"])[2]
@@ -202,6 +207,8 @@ def _message(envelope: str | None, payload: str | None, binary: str | None) -> d
 def _envelope(message: Mapping[str, Any]) -> str:
     properties = {key: value for key, value in message["properties"].items() if key in _PROPERTIES}
     properties.pop("delivery_tag", None)
+    if not isinstance(properties.get("delivery_info") or {}, dict):
+        raise InvalidJob(f"delivery_info={safe_repr(properties['delivery_info']):.100} is not a dictionary")
     try:
         return json.dumps({
             "headers": message["headers"], "properties": properties,
@@ -237,7 +244,10 @@ def storable(value: object, name: str) -> str | None:
     """The value as text. Raises InvalidJob, naming it, when PostgreSQL cannot hold it."""
     if value is None:
         return None
-    text = str(value)
+    try:
+        text = str(value)
+    except Exception as error:  # whatever the caller's class, or a number of 5,000 digits, thinks of that
+        raise InvalidJob(f"{name} cannot be written as text: {error}") from error
     if "\0" in text or (not text.isprintable() and re.search(r"[\ud800-\udfff]", text)):
         raise InvalidJob(f"{name} {text!r} holds a character that PostgreSQL's text cannot: remove it")
     return text
@@ -246,13 +256,20 @@ def storable(value: object, name: str) -> str | None:
 def _moment(value: object, name: str) -> datetime | None:
     if value is None:
         return None
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return datetime.now(UTC) + timedelta(seconds=value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _after(datetime.now(UTC), value, name, "seconds")
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
     except ValueError as error:
-        raise InvalidJob(f"{name}={value!r} is not an ISO 8601 date and time") from error
+        raise InvalidJob(f"{name}={safe_repr(value):.100} is not an ISO 8601 date and time") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _after(now: datetime, value: Any, name: str, unit: str) -> datetime:
+    try:
+        return now + timedelta(**{unit: float(value)})
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidJob(f"{name}={safe_repr(value):.100} is not a number of {unit} that leads to a date") from error
 
 
 def _user(properties: Mapping[str, Any], headers: Mapping[str, Any], message: Mapping[str, Any]) -> object:

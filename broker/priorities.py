@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kombu.utils.encoding import safe_repr
+
 from celery_jobqueue.db.errors import ConfigurationError, InvalidJob
 
 __all__ = ["DEFAULT", "SCALES", "check_scale", "to_row"]
@@ -29,7 +31,7 @@ def to_row(priority: object, scale: str = "jobs") -> int:
     try:
         value = int(str(priority))
     except (TypeError, ValueError) as error:
-        raise InvalidJob(f"priority={priority!r} is not a number from 1 (first) to 10 (last)") from error
+        raise InvalidJob(f"priority={safe_repr(priority):.100} is not a number from 1 (first) to 10 (last)") from error
     if scale == "amqp":
         return 10 - min(max(value, 0), 9)
     if scale == "redis":

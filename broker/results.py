@@ -31,7 +31,7 @@ from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.sessions import PATIENCE, run_patiently, session_for, warn_if_lost
 from celery_jobqueue.broker.settings import from_url
-from celery_jobqueue.broker.settlements import describe
+from celery_jobqueue.broker.settlements import describe, shortened
 from celery_jobqueue.broker.sql import Statement, statement
 from celery_jobqueue.db.url import libpq_dsn, masked
 
@@ -341,7 +341,7 @@ def _error_text(result: Any) -> str | None:
         text = ", ".join(map(safe_str, message)) if isinstance(message, (list, tuple)) else safe_str(message)
         if text and result["exc_type"] == "TaskRevokedError":
             return text  # nobody's error: revoked, expired
-        return f"{result['exc_type']}: {text}".replace("\0", "\\0") if text else safe_str(result["exc_type"])
+        return shortened(f"{result['exc_type']}: {text}".replace("\0", "\\0")) if text else safe_str(result["exc_type"])
     return None if result is None else describe(result).replace("\0", "\\0")
 
 

@@ -19,9 +19,12 @@ from kombu.utils.encoding import safe_repr, safe_str
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for", "warn_of_loss"]
+__all__ = ["Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for", "shortened", "warn_of_loss"]
 
 logger = logging.getLogger(__name__)
+
+
+_LONGEST_ERROR = 10_000  # characters of an error_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +206,17 @@ def _text(value: str | None) -> str | None:
 def describe(error: object) -> str:
     """What error_message says of an exception: its type and its text. An exception that cannot be printed has its type only."""
     if not isinstance(error, BaseException):
-        return str(safe_str(error) if isinstance(error, str) else safe_repr(error))
+        return shortened(str(safe_str(error) if isinstance(error, str) else safe_repr(error)))
     try:
         text = str(error)
     except Exception:
         text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return shortened(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def shortened(text: str) -> str:
+    """People read it with `SELECT *`; the result and the traceback have all of it."""
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}… ({len(text):,} characters)"
 
 
 _by_broker: dict[frozenset[str], Settlements] = {}

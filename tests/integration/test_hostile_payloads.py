@@ -83,7 +83,8 @@ def test_a_hundred_megabytes(app: Celery, database_url: str, start_worker: Start
     big = app.tasks["t.record"].apply_async(("/dev/null", "x" * size), ignore_result=True)
     after = app.tasks["t.add"].delay(1, 2)
     assert after.get(timeout=120) == 3
-    [row] = rows(database_url, "select status, total_starts, length(payload) as size from job_queue where task_id = %s", (big.id,))
+    [row] = rows(database_url, "select status, total_starts, length(payload) as size from job_queue"
+                               " where task_id = %s", (big.id,))
     assert (row["status"], row["total_starts"]) == ("completed", 1)
     assert row["size"] > size
     assert worker.process.poll() is None
@@ -92,7 +93,7 @@ def test_a_hundred_megabytes(app: Celery, database_url: str, start_worker: Start
 def test_a_long_error_is_short_where_people_read_it(app: Celery, database_url: str, start_worker: Start) -> None:
     start_worker("-c", "1")
     failed = app.tasks["t.boom"].delay("x" * 1_000_000)
-    with pytest.raises(ValueError, match="^x{1000000}$"):
+    with pytest.raises(ValueError, match=r"^x{1000000}$"):
         failed.get(timeout=20)
     wait_until(lambda: one(database_url, "select status from job_queue") == "failed", "it has failed")
     [row] = rows(database_url, "select error_message, length(errors::text) as errors from job_queue")

@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY broker broker
 COPY db db
 RUN python -m venv /opt/app \
-    && /opt/app/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[certificates,flower,web]'
+    && /opt/app/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[certificates,fonts,signing,flower,web]'
 
 FROM python:3.11-slim
 # A fixed number: it owns nothing, and the root file system may be read-only.

@@ -15,7 +15,7 @@ setup: $(STAMP) ## the virtual environment with pinned dependencies
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with make PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,certificates,flower,web,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,certificates,fonts,signing,flower,web,test]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## certificates out of a queue, from nothing, in one command

@@ -1,212 +1,58 @@
-"""An event's certificate design, as it stands in the database: validated before anything is drawn.
-
-Positions and lengths are millimetres from the page's upper left corner, sizes of type are points.
-"""
+"""An event's certificate design, as it stands in the database: validated before anything is drawn."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tasks.certificates.errors import DesignError
+from tasks.certificates.fonts import STYLES
+from tasks.certificates.parts import Image, Key, Model, Page, Part, Plain, Qr, Seal, Signature, Text
 
-__all__ = ["LEADING", "PLACEHOLDERS", "SIGNED", "Design", "Frame", "Image", "Page", "Qr", "Rule", "Seal", "Signature", "Text",
-           "fill", "parse_design"]
+__all__ = ["PLACEHOLDERS", "Design", "fill", "parse_design"]
 
 #: What every design may use; an event adds its own with `fields`.
 PLACEHOLDERS = ("recipient_name", "event_name", "event_dates", "event_place", "organiser", "issued_on", "serial", "verify_url")
 
-PAGE_SIZES = {"A4": (210.0, 297.0), "A5": (148.0, 210.0), "Letter": (215.9, 279.4)}
-
-Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$", description="#rrggbb")]
-Millimetres = Annotated[float, Field(ge=0, le=1000)]
-Length = Annotated[float, Field(gt=0, le=1000)]
-Point = tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=-20, le=60)]]
-Stroke = Annotated[tuple[Point, ...], Field(min_length=2, max_length=200)]
-Font = Literal["display", "serif", "italic", "sans"]
+#: The fields of each kind of part that may hold placeholders.
+_FILLED = {Text: ("text",), Qr: ("text", "alt"), Signature: ("name", "title"), Image: ("alt",), Seal: ("alt",)}
+_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
-LEADING = 1.25  # distance of baselines, in sizes
-SIGNED = 1.15  # width of a signer's name at most, in widths of the line above it
-_POINT = 25.4 / 72  # millimetres
+class Design(Model):
+    """A whole design. `fields` are the event's own placeholders with their values, `fonts` its own fonts with their keys."""
 
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Part(_Model):
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of what it may cover, in millimetres."""
-        raise NotImplementedError
-
-
-class Text(_Part):
-    """A line or paragraph. It shrinks to `min_size` to fit `max_width` and the page, then wraps into up to `max_lines` lines."""
-
-    kind: Literal["text"]
-    text: str = Field(min_length=1, max_length=500)
-    x: Millimetres
-    y: Millimetres
-    anchor: Literal["left", "centre", "right"] = "centre"
-    font: Font = "serif"
-    size: float = Field(gt=3, le=200)
-    min_size: float = Field(default=8, gt=3, le=200)
-    colour: Colour = "#1b2a41"
-    max_width: float = Field(default=200, ge=5, le=1000)
-    max_lines: int = Field(default=1, ge=1, le=6)
-    tracking: float = Field(default=0, ge=0, le=20, description="extra space between letters, points")
-
-    def room(self, page: Page) -> float:
-        """How wide the text may be here: max_width, less where the page ends."""
-        left, right = self.x - self._overhang, page.millimetres[0] - self.x - self._overhang
-        return max(0.0, min(self.max_width, {"left": right, "centre": 2 * min(left, right), "right": left}[self.anchor]))
-
-    @property
-    def _overhang(self) -> float:
-        """How far a letter may reach out of its own width, in millimetres."""
-        return self.size * _POINT / 20
-
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        width, size = self.room(page), self.size * _POINT
-        left = self.x - {"left": 0.0, "centre": width / 2, "right": width}[self.anchor] - self._overhang
-        more = (self.max_lines - 1) / 2 * LEADING * size
-        # Accents and Vietnamese or Thai stacks reach 1.1 above the baseline, descenders 0.35 below.
-        return left, self.y - more - 1.1 * size, left + width + 2 * self._overhang, self.y + more + 0.35 * size
-
-
-class Rule(_Part):
-    """A horizontal line."""
-
-    kind: Literal["rule"]
-    x: Millimetres
-    y: Millimetres
-    width: Length
-    thickness: float = Field(default=0.3, gt=0, le=5)
-    colour: Colour = "#b08d3c"
-    diamond: bool = False
-
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        return self.x - self.width / 2, self.y, self.x + self.width / 2, self.y
-
-
-class Frame(_Part):
-    """A border: engraved wave lines between two rules."""
-
-    kind: Literal["frame"]
-    margin: Millimetres = 9
-    width: float = Field(default=7, ge=2, le=40)
-    colour: Colour = "#1b2a41"
-    accent: Colour = "#b08d3c"
-
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        # What a frame needs is twice its own depth and some paper between.
-        depth = 2 * (self.margin + self.width) + 20
-        return 0.0, 0.0, depth, depth
-
-
-class Seal(_Part):
-    """A rosette with an emblem."""
-
-    kind: Literal["seal"]
-    x: Millimetres
-    y: Millimetres
-    radius: Length = 15
-    colour: Colour = "#b08d3c"
-
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        return self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius
-
-
-class Signature(_Part):
-    """A line to sign on with name and title below; `strokes` are curves through points of a 100 × 40 box above it."""
-
-    kind: Literal["signature"]
-    name: str = Field(min_length=1, max_length=120)
-    title: str = Field(default="", max_length=120)
-    x: Millimetres
-    y: Millimetres
-    width: Length = 60
-    strokes: Annotated[tuple[Stroke, ...], Field(max_length=50)] = ()
-    colour: Colour = "#1b2a41"
-
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        # The names below may be a little wider than the line; a stroke reaches 54 of 100 above it.
-        wide, high = self.width * SIGNED, self.width * 0.8 * 0.54 if self.strokes else 0.0
-        return self.x - wide / 2, self.y - high, self.x + wide / 2, self.y + 11
-
-
-class Qr(_Part):
-    """A QR code of a text, normally {verify_url}."""
-
-    kind: Literal["qr"]
-    text: str = Field(default="{verify_url}", min_length=1, max_length=500)
-    x: Millimetres
-    y: Millimetres
-    size: float = Field(default=20, ge=8, le=200)
-    colour: Colour = "#1b2a41"
-
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        return self.x - self.size / 2, self.y - self.size / 2, self.x + self.size / 2, self.y + self.size / 2
-
-
-class Image(_Part):
-    """A picture that lies in the storage under this key."""
-
-    kind: Literal["image"]
-    key: str = Field(min_length=1, max_length=300)
-    x: Millimetres
-    y: Millimetres
-    width: Length
-    height: Length
-
-    def box(self, page: Page) -> tuple[float, float, float, float]:
-        return self.x, self.y, self.x + self.width, self.y + self.height
-
-
-Part = Annotated[Text | Rule | Frame | Seal | Signature | Qr | Image, Field(discriminator="kind")]
-
-
-class Page(_Model):
-    """The sheet."""
-
-    size: Literal["A4", "A5", "Letter"] = "A4"
-    orientation: Literal["landscape", "portrait"] = "landscape"
-    colour: Colour = "#fffdf6"
-
-    @property
-    def millimetres(self) -> tuple[float, float]:
-        """Width and height."""
-        short, long = PAGE_SIZES[self.size]
-        return (long, short) if self.orientation == "landscape" else (short, long)
-
-
-class Design(_Model):
-    """A whole design. `fields` are the event's own placeholders with their values."""
-
-    title: str = Field(default="Certificate", min_length=1, max_length=200)
+    title: Plain = Field(default="Certificate", min_length=1, max_length=200)
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
     page: Page = Page()
-    fields: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[str, Field(max_length=500)]],
-                      Field(max_length=50)] = {}
+    fields: dict[_Name, Annotated[Plain, Field(max_length=500)]] = Field(default={}, max_length=50)
+    fonts: dict[_Name, Key] = Field(default={}, max_length=10)
     verify_url: str = Field(default="", max_length=300, pattern=r"^(https?://\S+)?$")
     parts: tuple[Part, ...] = Field(min_length=1, max_length=100)
 
     @model_validator(mode="after")
     def _consistent(self) -> Design:
-        for name in self.fields:
-            if name in PLACEHOLDERS:
-                raise ValueError(f"fields.{name}: this name is built in; choose another one")
+        for given, taken in (("fields", PLACEHOLDERS), ("fonts", STYLES)):
+            for name in getattr(self, given):
+                if name in taken:
+                    raise ValueError(f"{given}.{name}: this name is built in; choose another one")
         self._check_placeholders("title", self.title)
         self._check_placeholders("verify_url", self.verify_url, without="verify_url")
         for number, part in enumerate(self.parts):
-            for field in ("text",) if isinstance(part, (Text, Qr)) else ("name", "title") if isinstance(part, Signature) else ():
+            for field in _FILLED.get(type(part), ()):
                 self._check_placeholders(f"parts.{number}.{field}", getattr(part, field))
+            for field in ("font", "title_font"):
+                self._check_font(f"parts.{number}.{field}", getattr(part, field, None))
             self._check_inside(f"parts.{number}", part)
         return self
+
+    def _check_font(self, where: str, name: str | None) -> None:
+        known = {*STYLES, *self.fonts}
+        if name is not None and name not in known:
+            raise ValueError(f"{where}: unknown font {name!r}; there are: {', '.join(sorted(known))}")
 
     def _check_placeholders(self, where: str, text: str, without: str = "") -> None:
         known = {*PLACEHOLDERS, *self.fields} - {without}
@@ -220,7 +66,7 @@ class Design(_Model):
             if form or conversion:
                 raise ValueError(f"{where}: write {{{name}}} without a format or conversion")
 
-    def _check_inside(self, where: str, part: _Part) -> None:
+    def _check_inside(self, where: str, part: Part) -> None:
         width, height = self.page.millimetres
         if isinstance(part, Text) and part.x <= width and (room := part.room(self.page)) < 5:
             raise ValueError(f"{where}.x: leaves {room:.1f} mm for the text, 5 are the least: move it, or change its anchor")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import time
 import unicodedata
 import uuid
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from tasks.certificates.errors import (
     NotAllowed,
     UnknownEvent,
 )
+from tasks.certificates.parts import markup_in
 from tasks.certificates.render import render
 from tasks.certificates.storage import Storage
 
@@ -63,6 +65,8 @@ def check_name(name: object) -> str:
         name = re.sub(r"\s+", " ", unicodedata.normalize("NFC", name)).strip()
     if len(name) > LONGEST_NAME:
         raise InvalidRecipient(f"recipient_name has {len(name)} characters: at most {LONGEST_NAME}")
+    if markup := markup_in(name):
+        raise InvalidRecipient(f"recipient_name holds HTML ({markup}): write the name as it is read")
     for char in name:
         category = unicodedata.category(char)
         if category in ("Cc", "Cs", "Co", "Cn") or (category == "Cf" and char not in _JOINERS):
@@ -130,7 +134,7 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
         design = parse_design(config.design)
         values = _values(design, event, name, serial, issued_at, verification_url)
         tell(1, 3)
-        content = render(design, values, pictures=lambda key: _picture(storage, key))
+        content = render(design, values, pictures=lambda key: _picture(storage, key), issued_on=issued_at.astimezone(UTC).date())
         tell(2, 3)
         record: dict[str, Any] = {
             "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
@@ -208,13 +212,22 @@ def _serial(secret: uuid.UUID, event_id: uuid.UUID, key: str) -> str:
     return "-".join(digits[start:start + 4] for start in range(0, 12, 4))
 
 
+_pictures: dict[tuple[str, int], bytes] = {}
+
+
 def _picture(storage: Storage, key: str) -> bytes:
+    """A file of the design. Read once a minute and process: a thousand certificates of an event need it a thousand times."""
     try:
-        if storage.exists(key):
-            return storage.open(key)
+        place = (storage.location(key), int(time.monotonic() // 60))
+        if place not in _pictures:
+            if not storage.exists(key):
+                raise DesignError(f"certificate design: image {key!r} is not in the storage")
+            if len(_pictures) >= 16:
+                _pictures.clear()
+            _pictures[place] = storage.open(key)
+        return _pictures[place]
     except ValueError as error:
         raise DesignError(f"certificate design: image: {error}") from error
-    raise DesignError(f"certificate design: image {key!r} is not in the storage")
 
 
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",

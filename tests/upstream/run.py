@@ -49,8 +49,10 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="kombu, celery, or files of Celery's t/integration; all without")
     parser.add_argument("--pool", default="prefork", choices=("prefork", "threads", "solo", "gevent"))
     parser.add_argument("--with", dest="broker", default="postgresql", choices=("postgresql", "redis"), help="redis: the control")
-    known, options = parser.parse_known_args()
-    options = [option for option in options if option != "--"]
+    # What follows "--" is pytest's: argparse itself would take it for names of files.
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    known, options = parser.parse_args(arguments[:end]), arguments[end + 1:]
     celery, kombu = _unpacked("celery"), _unpacked("kombu")
     _install_packages()
     total: Counter[str] = Counter()

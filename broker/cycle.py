@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from hashlib import md5
 from time import monotonic
 from typing import Any
@@ -19,9 +18,11 @@ from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
+from celery_jobqueue.broker.plan import Duties, Plan
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import Statement, statement
+from celery_jobqueue.broker.trouble import Trouble, explained
 
 __all__ = ["Cycle", "channel_of"]
 
@@ -31,32 +32,6 @@ logger = logging.getLogger(__name__)
 Delivery = tuple[str, dict[str, Any]]
 _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
 _GRACE = "3 seconds"  # so long a worker's lock may be free (a cut connection) before its jobs are taken back
-
-
-@dataclass(slots=True)
-class _Duties:
-    """When each periodic duty is due, in monotonic seconds."""
-
-    heartbeat: float = 0.0
-    lock: float = 0.0
-    mail: float = 0.0
-    rescue: float = 0.0
-    touch: float = 0.0
-    reap: float = 0.0
-    retire: float = 0.0
-
-
-@dataclass(slots=True)
-class _Plan:
-    """The statements of one batch, each with the function that takes its answer."""
-
-    calls: list[Call] = field(default_factory=list)
-    takers: list[Callable[[list[Row]], None]] = field(default_factory=list)
-    durable: bool = False
-
-    def add(self, call: Call, taker: Callable[[list[Row]], None]) -> None:
-        self.calls.append(call)
-        self.takers.append(taker)
 
 
 class Cycle:
@@ -83,8 +58,9 @@ class Cycle:
         self.result_expires: float | None = None
         self.transient: list[str] = []
         self.claims = Claims(identity().id, options.poll)
+        self.trouble = Trouble()
         self._credit = credit
-        self._duties = _Duties()
+        self._duties = Duties()
         self._idle_told = False
         self._mail = True  # a transient message may be waiting
         self._listening: set[str] = set()
@@ -139,9 +115,9 @@ class Cycle:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def plan(self, now: float) -> _Plan:
+    def plan(self, now: float) -> Plan:
         """The next batch; empty when there is nothing to say."""
-        plan = _Plan()
+        plan = Plan()
         self._plan_listening(plan)
         self._plan_duties(plan, now)
         self._plan_settlements(plan)
@@ -158,7 +134,7 @@ class Cycle:
             plan.takers.insert(0, _ignore)
         return plan
 
-    def _plan_listening(self, plan: _Plan) -> None:
+    def _plan_listening(self, plan: Plan) -> None:
         if self.options.pooled:
             return
         wanted = {channel_of(queue) for queue in (*self.claims.queues, *self.transient)}
@@ -171,7 +147,7 @@ class Cycle:
             self._channels.pop(channel, None)
         self._listening = wanted
 
-    def _plan_duties(self, plan: _Plan, now: float) -> None:
+    def _plan_duties(self, plan: Plan, now: float) -> None:
         options, duties = self.options, self._duties
         if self._owns_jobs:
             self._plan_registration(plan, now)
@@ -190,7 +166,7 @@ class Cycle:
             duties.reap = now + options.reap
             plan.add((statement("reap"), ()), _ignore)
 
-    def _plan_registration(self, plan: _Plan, now: float) -> None:
+    def _plan_registration(self, plan: Plan, now: float) -> None:
         options, duties, me = self.options, self._duties, identity()
         if not options.pooled and me.lock_holder is None and now >= duties.lock:
             duties.lock = now + 1.0  # after a cut the server may still believe in our old session
@@ -207,7 +183,7 @@ class Cycle:
             me.id, me.name, str(me.pid), me.host, text_array(self.claims.queues), "t" if self.claims.idle else "f",
             "t" if me.lock_holder == id(self.session) else "f", self._heartbeat_limit))
 
-    def _plan_settlements(self, plan: _Plan) -> None:
+    def _plan_settlements(self, plan: Plan) -> None:
         if not self.settlements:
             return
         flight = self.settlements.take()
@@ -226,7 +202,7 @@ class Cycle:
             plan.add(call, taker)
         self._in_flight.append(flight)
 
-    def _plan_claims(self, plan: _Plan, now: float) -> None:
+    def _plan_claims(self, plan: Plan, now: float) -> None:
         if not self.claims.due(now):
             return
         groups: dict[int, list[str]] = {}
@@ -298,7 +274,8 @@ class Cycle:
         if rows[0][0] is not None:
             self._duties.rescue = min(self._duties.rescue, monotonic() + max(0.0, float(rows[0][0])) + 0.01)
 
-    def _take(self, plan: _Plan, answers: list[list[Row]]) -> None:
+    def _take(self, plan: Plan, answers: list[list[Row]]) -> None:
+        self.trouble.over()
         for taker, rows in zip(plan.takers, answers, strict=True):
             taker(rows)
 
@@ -306,9 +283,10 @@ class Cycle:
 
     def pump(self) -> None:
         """Send the next batch unless one is in flight. Never waits."""
-        if self.session.busy:
+        now = monotonic()
+        if self.session.busy or now < self.trouble.until:
             return
-        plan = self.plan(monotonic())
+        plan = self.plan(now)
         if plan.calls:
             try:
                 self.session.send(plan.calls, lambda answers: self._take(plan, answers))
@@ -317,13 +295,34 @@ class Cycle:
                 raise
 
     def on_readable(self) -> None:
-        """Take in what the server sent. Raises psycopg.Error when the batch or the connection failed."""
+        """Take in what the server sent. Raises psycopg.Error when the connection failed, SchemaError."""
         try:
             self.session.on_readable()
-        except psycopg.Error:
-            self.lost_connection()
-            raise
+        except psycopg.Error as error:
+            if not self.bears(error):
+                raise explained(error) from error
         self.hear()
+
+    def turn(self) -> None:
+        """As `exchange`, but what passes by itself is waited out."""
+        if monotonic() < self.trouble.until:
+            return
+        try:
+            self.exchange()
+        except psycopg.Error as error:
+            if not self.bears(error):
+                raise explained(error) from error
+
+    def bears(self, error: psycopg.Error) -> bool:
+        """Whether the failed batch can be sent again on this connection, and will be after a pause."""
+        if not (self.session.connected and isinstance(error, psycopg.OperationalError)):
+            self.lost_connection()
+            return False
+        self._put_back()
+        self.trouble.met(error)
+        self._duties, self._mail = Duties(), True
+        self.claims.wake()
+        return True
 
     def exchange(self) -> None:
         """One batch, waited for: everything that is to be settled is in the database afterwards."""
@@ -338,9 +337,13 @@ class Cycle:
             raise
         self.hear()
 
+    def judge_later(self, seconds: float) -> None:
+        """Take nobody for dead before that: after an outage the others need a moment to come back, too."""
+        self._duties.rescue = monotonic() + seconds
+
     def register(self) -> None:
         """Make this process a known owner of jobs, for a claim outside of the cycle."""
-        plan = _Plan()
+        plan = Plan()
         self._plan_registration(plan, monotonic())
         if plan.calls:
             self._take(plan, self.session.run(*plan.calls))
@@ -365,14 +368,16 @@ class Cycle:
                 deadlines.append(self.claims.next_look)
         if self.transient:
             deadlines += [duties.touch, duties.reap, now if self._mail else duties.mail]
-        return min(deadlines)
+        return max(min(deadlines), self.trouble.until)
+
+    def _put_back(self) -> None:
+        while self._in_flight:
+            self.settlements.put_back(self._in_flight.pop(0))
+        self._listening.clear()
 
     def lost_connection(self) -> None:
         """Nobody knows whether the batch in flight got through; telling it again is harmless."""
-        flights = self._in_flight
-        while flights:
-            self.settlements.put_back(flights.pop(0))
-        self._listening.clear()
+        self._put_back()
         me = identity()
         if me.lock_holder == id(self.session):
             me.lock_holder = None

@@ -109,7 +109,8 @@ def _look(urls: Sequence[str], names: Sequence[str]) -> list[Queue]:
     Raises psycopg.Error.
     """
     for number, url in enumerate(urls, 1):
-        session = Session(libpq_dsn(url), prepare=False, timeout=_ANSWER + 1, connect_timeout=_CONNECT)
+        session = Session(libpq_dsn(url), prepare=False, timeout=_ANSWER + 1, connect_timeout=_CONNECT,
+                          writes=False)
         try:
             session.connect()
         except psycopg.OperationalError:

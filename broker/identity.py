@@ -20,6 +20,12 @@ class Identity:
     name: str = ""
     #: The connection (its id()) whose session holds this process's advisory lock.
     lock_holder: int | None = None
+    #: Of a worker's consuming connection, in monotonic seconds: when it was made, and while there is none when it was lost.
+    connected_at: float | None = None
+    cut_off_at: float | None = None
+    #: Seconds that it was lost the last time; seconds to wait before the next one, because they keep breaking.
+    outage: float = 0.0
+    pause: float = 0.0
 
     def __post_init__(self) -> None:
         self.name = self.name or f"{self.pid}@{self.host}"

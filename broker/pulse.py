@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import psycopg
 
+from celery_jobqueue.broker.pooling import prepares
 from celery_jobqueue.broker.session import Call, Session
 from celery_jobqueue.broker.settings import Settings
 
@@ -22,7 +23,7 @@ class Pulse(threading.Thread):
         self._interval = settings.options.heartbeat
         self._call = call
         self._stopped = threading.Event()
-        self._session = Session(settings.conninfo, prepare=not settings.pooled, timeout=settings.timeout,
+        self._session = Session(settings.conninfo, prepare=prepares(settings), timeout=settings.timeout,
                                 connect_timeout=settings.connect_timeout)
 
     def run(self) -> None:

@@ -27,6 +27,7 @@ from celery_jobqueue.broker.collector import refuse_dead_wait
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.cycle import channel_of
 from celery_jobqueue.broker.masking import install as _install_masking
+from celery_jobqueue.broker.pooling import changes_hands, prepares
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.sessions import PATIENCE, run_patiently, session_for, warn_if_lost
@@ -48,16 +49,18 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         self._session: Session | None = None
         self._waiting: set[str] = set()
         self._registered_at = 0.0
+        self._down_since: float | None = None
         self._pause = 0.02
 
     def start(self, initial_task_id: str, **kwargs: Any) -> None:
         """Begin to listen."""
         self.consume_from(initial_task_id)
-        self._listen()
+        with self._waiting_out_an_outage(0):
+            self._listen()
 
     def _new_session(self) -> Session:
         settings = self.backend.settings
-        return Session(settings.conninfo, prepare=not settings.pooled, timeout=settings.timeout,
+        return Session(settings.conninfo, prepare=prepares(settings), timeout=settings.timeout,
                        connect_timeout=settings.connect_timeout)
 
     def _listen(self) -> None:
@@ -66,13 +69,12 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
             self._session = self._new_session()
         fresh = not self._session.connected
         now = time.monotonic()
-        if not settings.pooled and (fresh or now - self._registered_at > 60):
+        self._session.connect()
+        if (fresh or now - self._registered_at > 60) and not changes_hands(settings, self._session):
             reply_to = self.app.thread_oid
             self._session.run((Statement("", f'LISTEN "{channel_of(reply_to)}"'.encode()), ()),
                               (statement("wait_for_results"), (reply_to,)))
             self._registered_at = now
-        elif fresh:
-            self._session.connect()
         if fresh:
             self._fetch()
 
@@ -81,7 +83,7 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         if self._session is None:
             time.sleep(timeout or 0)
             return
-        with self.reconnect_on_error():
+        with self._waiting_out_an_outage(1.0 if timeout is None else timeout):
             self._listen()
             session = self._session
             assert session is not None
@@ -97,6 +99,24 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
                 # Only for jobs that were not told to notify this client, and for a notification that crossed our LISTEN.
                 self._pause = min(self._pause * 2, 1.0)
             self._fetch()
+            self._down_since = None
+
+    @contextlib.contextmanager
+    def _waiting_out_an_outage(self, seconds: float) -> Iterator[None]:
+        """A lost connection is made anew by the next look. `get()` goes on, as long as its own timeout lets it.
+
+        seconds: how long this look may take. Raises psycopg.OperationalError after PATIENCE seconds without a server.
+        """
+        try:
+            yield
+        except self._connection_errors:
+            now = time.monotonic()
+            self._down_since = self._down_since or now
+            if now - self._down_since > PATIENCE:
+                raise
+            if self._session is not None:
+                self._session.close()
+            time.sleep(min(seconds, 0.5))
 
     def _fetch(self) -> None:
         if not self._waiting:
@@ -125,12 +145,6 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         """The parent's connection is not ours."""
         self._session = None
         self._waiting = set()
-
-    def _reconnect(self) -> None:
-        self._registered_at = 0.0
-        if self._session is not None:
-            self._session.close()
-        self._listen()
 
     def stop(self) -> None:
         """Stop listening."""
@@ -232,10 +246,11 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def fetch_metas(self, task_ids: Sequence[str], session: Session | None = None) -> Iterator[dict[str, Any]]:
-        """Celery's meta dictionary of every task with a state."""
+    def fetch_metas(self, task_ids: Sequence[str], session: Session | None = None,
+                    patience: float = 0.0) -> Iterator[dict[str, Any]]:
+        """Celery's meta dictionary of every task with a state. patience: seconds to go on trying when there is no server."""
         params = (text_array(task_ids),)
-        rows = self._run("results", params) if session is None else session.run((statement("results"), params))[0]
+        rows = self._run("results", params, patience) if session is None else session.run((statement("results"), params))[0]
         for task_id, state, text, binary, meta, traceback, finished in rows:
             payload: Any = text if binary is None else bytes.fromhex(binary[2:])
             decoded = {
@@ -275,7 +290,8 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = 0.01
         while waiting:
-            for meta in list(self.fetch_metas(sorted(waiting))):
+            left = PATIENCE if deadline is None else min(PATIENCE, max(0.0, deadline - time.monotonic()))
+            for meta in list(self.fetch_metas(sorted(waiting), patience=left)):
                 if meta["status"] in READY_STATES:
                     waiting.discard(meta["task_id"])
                     if on_message is not None:

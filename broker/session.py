@@ -21,8 +21,9 @@ from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import errors, pq
+from psycopg.conninfo import conninfo_to_dict
 
-from celery_jobqueue.broker.sql import Statement
+from celery_jobqueue.broker.sql import Statement, statement
 
 __all__ = ["Call", "Row", "Session", "rows_of"]
 
@@ -42,7 +43,8 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 class _Batch:
     """What is in flight: one answer is due per step, then the pipeline's sync point."""
 
-    def __init__(self, steps: list[Statement | None], done: Done | None) -> None:
+    def __init__(self, steps: list[Statement | None], done: Done | None, deadline: float) -> None:
+        self.deadline = deadline  # in monotonic seconds
         self.steps = deque(steps)  # None: the answer to a prepare, which nobody waits for
         self.preparing: deque[str] = deque()
         self.done = done
@@ -54,15 +56,23 @@ class Session:
     """A connection that knows which process it belongs to.
 
     conninfo: libpq connection string. prepare: whether named prepared statements may be used (not through a pooler in
-    transaction mode). timeout: seconds any single wait may last before the connection is given up.
+    transaction mode); None: where no pooler stands between. timeout: seconds any single wait may last before the connection
+    is given up. writes: of several hosts take one that accepts writes, unless the connection string says otherwise.
     """
 
-    def __init__(self, conninfo: str, *, prepare: bool = True, timeout: float = 30.0, connect_timeout: int = 5) -> None:
+    def __init__(self, conninfo: str, *, prepare: bool | None = None, timeout: float = 30.0, connect_timeout: int = 5,
+                 writes: bool = True) -> None:
         self.conninfo = conninfo
         self.timeout = timeout
         self.connect_timeout = connect_timeout
+        #: The server itself answers; otherwise somebody between us and it (PgBouncer in any mode, and its like).
+        self.direct = False
+        #: The server takes no writes: a standby, before or after a failover.
+        self.read_only = False
+        self._writes = writes
+        self._said_prepare = prepare
         self.notified: deque[str] = deque()  # channels of notifications not looked at yet
-        self._prepare = prepare
+        self._prepare = bool(prepare)
         self._prepared: set[str] = set()
         self._conn: psycopg.Connection[Any] | None = None
         self._pid = 0
@@ -83,6 +93,17 @@ class Session:
         """Whether a batch is in flight."""
         return self._batch is not None
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the answer to the batch in flight should have come by now. The server may hang, or the network be cut."""
+        batch = self._batch
+        return batch is not None and monotonic() > batch.deadline
+
+    @property
+    def server_version(self) -> int:
+        """PostgreSQL's number: 180006 is 18.6. Raises psycopg.OperationalError when there is no connection."""
+        return self._pgconn().server_version
+
     def connect(self) -> None:
         """Open the connection unless it is open. Raises psycopg.OperationalError when the server cannot be reached."""
         with self._lock:
@@ -95,10 +116,31 @@ class Session:
                 connect_timeout=self.connect_timeout,
                 # A dead peer is noticed in half a minute, not after the kernel's two hours.
                 keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30_000,
+                **(_one_that_writes(self.conninfo) if self._writes else {}),
             )
             self._conn.pgconn.nonblocking = 1
             self._pid = os.getpid()
             _sessions.add(self)
+            self._meet()
+
+    def _meet(self) -> None:
+        """Learn whom we talk to. A pooler makes up the process id that it greets with, the server does not."""
+        self._prepare = False
+        pid = str(self._pgconn().backend_pid)
+        answers: list[list[Row]] = []
+        try:
+            self.send([(statement("meet_server"), (pid,))], answers.extend)
+            self._finish(max(self.timeout, self.connect_timeout))
+        except psycopg.Error:
+            self._drop()
+            raise
+        [[(direct, read_only, _)]] = answers
+        self.direct, self.read_only = direct == "t", read_only == "t"
+        self.allow_prepare(self.direct if self._said_prepare is None else self._said_prepare)
+
+    def allow_prepare(self, prepare: bool) -> None:
+        """Whether named prepared statements may be used on this connection."""
+        self._prepare = prepare
 
     def close(self) -> None:
         """Close the connection; harmless when it is dead, closed, or belongs to another process."""
@@ -174,7 +216,7 @@ class Session:
         with self._lock:
             pgconn = self._pgconn()
             assert self._batch is None, "one batch at a time"
-            batch = _Batch([], done)
+            batch = _Batch([], done, monotonic() + self.timeout)
             # All parameters are checked before anything is sent: half a batch would go out together with the next one.
             values = [[_encoded(p) if isinstance(p, str) else p for p in params] for _, params in calls]
             try:
@@ -220,6 +262,10 @@ class Session:
                 self._drop()
                 raise
         if finished is not None:
+            if isinstance(finished.error, errors.ReadOnlySqlTransaction):
+                # A primary that became a standby: what is to be written has to be written elsewhere.
+                self.close()
+                raise psycopg.OperationalError(f"the server takes no writes: {finished.error}") from finished.error
             if finished.error is not None:
                 raise finished.error
             if finished.done is not None:
@@ -243,16 +289,20 @@ class Session:
         with self._lock:
             self._finish()
 
-    def _finish(self) -> None:
-        deadline = monotonic() + self.timeout
+    def _finish(self, seconds: float | None = None) -> None:
+        deadline = monotonic() + (self.timeout if seconds is None else seconds)
         while self._batch is not None:
             left = deadline - monotonic()
             if left <= 0:
-                self._drop()
-                raise psycopg.OperationalError(f"PostgreSQL did not answer within {self.timeout:g} s")
+                self.give_up()
             socket = self.fileno()
             _wait([socket], [socket] if self.wants_write() else [], min(left, 1.0))
             self.on_readable()
+
+    def give_up(self) -> None:
+        """Close the connection, because nobody answers on it. Always raises psycopg.OperationalError."""
+        self.close()
+        raise psycopg.OperationalError(f"PostgreSQL did not answer within {self.timeout:g} s")
 
     def _collect(self, pgconn: pq.abc.PGconn) -> _Batch | None:
         batch = self._batch
@@ -284,6 +334,13 @@ class Session:
             self._drop()
             raise psycopg.OperationalError(message or "the connection to PostgreSQL was lost")
         return None
+
+
+def _one_that_writes(conninfo: str) -> dict[str, Any]:
+    """The libpq parameter that passes over standbys; only where there is a choice of hosts."""
+    said = conninfo_to_dict(conninfo)
+    choice = "," in str(said.get("host") or said.get("hostaddr") or "")
+    return {"target_session_attrs": "read-write"} if choice and not said.get("target_session_attrs") else {}
 
 
 def _wait(reading: Sequence[int], writing: Sequence[int], seconds: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 
+from celery_jobqueue.broker.pooling import prepares
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.settlements import Lease, warn_of_loss
@@ -35,7 +36,7 @@ def session_for(settings: Settings) -> Session:
     key = (os.getpid(), settings.conninfo)
     sessions: dict[tuple[int, str], Session] = _local.__dict__.setdefault("sessions", {})
     if key not in sessions:
-        sessions[key] = Session(settings.conninfo, prepare=not settings.pooled, timeout=settings.timeout,
+        sessions[key] = Session(settings.conninfo, prepare=prepares(settings), timeout=settings.timeout,
                                 connect_timeout=settings.connect_timeout)
     return sessions[key]
 

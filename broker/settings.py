@@ -11,13 +11,13 @@ from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.priorities import check_scale
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.db.errors import ConfigurationError
-from celery_jobqueue.db.url import libpq_dsn, looks_like_transaction_pooler
+from celery_jobqueue.db.url import libpq_dsn, looks_like_transaction_pooler, names_pooler
 
 __all__ = ["Settings", "conninfos", "from_url", "read"]
 
 _OPTIONS = {
     "poll_interval": "seconds between two looks into the queue when nothing wakes the worker",
-    "pooled": "True behind a pooler in transaction mode: no LISTEN, no session locks, no prepared statements",
+    "pooled": "True behind a pooler in transaction mode: no LISTEN, no session locks, no prepared statements; None: find out",
     "heartbeat_interval": "seconds between two signs of life",
     "heartbeat_timeout": "seconds without a sign of life after which a worker's jobs are taken back",
     "keep_completed": "seconds (or a timedelta) that completed jobs stay in the table; None for ever",
@@ -41,17 +41,28 @@ class Settings:
 
     url: str
     conninfo: str
+    #: Connections pass a pooler in transaction mode, as far as the URL and the options tell; see broker/pooling.py.
     pooled: bool = False
+    #: That is the application's word, not a guess.
+    mode_was_said: bool = False
     connect_timeout: int = 5
     timeout: float = 30.0
     priority_scale: str = "jobs"
     automatic_retries: bool = False
     options: Options = field(default_factory=Options)
+    given: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def as_pooled(self) -> Settings:
+        """The same behind a pooler in transaction mode."""
+        return from_url(self.url, {**self.given, "pooled": True})
 
 
 def read(client: Any) -> Settings:
     """The settings of a kombu connection. Raises ConfigurationError naming the option and the fix."""
-    return from_url(url_of(client), client.transport_options or {})
+    options = client.transport_options or {}
+    if client.connect_timeout and "connect_timeout" not in options:  # Celery's broker_connection_timeout
+        options = {**options, "connect_timeout": client.connect_timeout}
+    return from_url(url_of(client), options)
 
 
 def from_url(url: str, options: dict[str, Any]) -> Settings:
@@ -61,6 +72,7 @@ def from_url(url: str, options: dict[str, Any]) -> Settings:
         raise ConfigurationError(
             f"broker_transport_options[{unknown[0]!r}] is not known; there are: {', '.join(sorted(_OPTIONS))}")
     pooled = _flag(options, "pooled", looks_like_transaction_pooler(url))
+    said = options.get("pooled") is not None or names_pooler(url)
     heartbeat = _seconds(options, "heartbeat_interval", 15.0)
     limit = _seconds(options, "heartbeat_timeout", 75.0)
     if limit < 2 * heartbeat:
@@ -68,7 +80,7 @@ def from_url(url: str, options: dict[str, Any]) -> Settings:
             f"broker_transport_options['heartbeat_timeout']={limit:g} must be at least twice heartbeat_interval "
             f"({heartbeat:g} s)")
     return Settings(
-        url=url, conninfo=libpq_dsn(url), pooled=pooled,
+        url=url, conninfo=libpq_dsn(url), pooled=pooled, mode_was_said=said, given=dict(options),
         connect_timeout=max(2, round(_seconds(options, "connect_timeout", 5.0))),
         timeout=_seconds(options, "timeout", 30.0),
         priority_scale=check_scale(options.get("priority_scale", "jobs")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from time import monotonic, time
@@ -15,20 +16,24 @@ from kombu.transport import virtual
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.channel import Channel, Delivered
 from celery_jobqueue.broker.collector import collected
+from celery_jobqueue.broker.comeback import tries
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower import install as _install_in_flower
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.masking import install as _install_masking
+from celery_jobqueue.broker.meeting import meet
+from celery_jobqueue.broker.pooling import prepares
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Lease, settlements_for
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.worker import install as _install_worker_steps
-from celery_jobqueue.db.errors import ConfigurationError, SchemaError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Transport"]
+
+logger = logging.getLogger(__name__)
 
 # What means "reconnect and go on": the server restarts, a failover, an administrator's hand, a deadlock or a timeout.
 _CONNECTION_ERRORS = (
@@ -61,7 +66,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         super().__init__(client, **kwargs)
         _install_in_flower(client.alt)
         self.settings = settings.read(client)
-        self.session = Session(self.settings.conninfo, prepare=not self.settings.pooled,
+        self.session = Session(self.settings.conninfo, prepare=prepares(self.settings),
                                timeout=self.settings.timeout, connect_timeout=self.settings.connect_timeout)
         self.settlements = settlements_for(settings.conninfos(client))
         self.topology = Topology(self.run, self._postpone)
@@ -87,27 +92,25 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def establish_connection(self) -> Transport:
         """Connect and check the schema. Raises psycopg.OperationalError, SchemaError."""
         if not self._lent:
-            self.session.connect()
-            self._check_schema()
+            said = False
+            for patiently in tries(self.settings.options.heartbeat_limit):
+                try:
+                    self._meet()
+                    break
+                except psycopg.OperationalError as error:
+                    self.session.close()
+                    if not patiently:
+                        raise
+                    logger.log(logging.DEBUG if said else logging.WARNING, "no connection yet, trying every second: %s", error)
+                    said = True
         connection: Transport = super().establish_connection()
         return connection
 
-    def _check_schema(self) -> None:
-        from celery_jobqueue.db.migrate import newest
-
-        try:
-            [rows] = self.run((statement("schema_version"), ()))
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-            rows = [(None,)]
-        except (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName) as error:
-            raise ConfigurationError(
-                f"{masked(self.settings.url)} is a pooler in transaction mode, where connections change hands: "
-                "set broker_transport_options={'pooled': True}") from error
-        have, need = int(rows[0][0] or 0), newest("queue")
-        where = masked(self.settings.url)
-        if have < need:
-            what = "is missing" if not have else f"is version {have}, this code needs {need}"
-            raise SchemaError(f"the job queue's schema {what} in {where}: run `jobqueue migrate`")
+    def _meet(self) -> None:
+        found = meet(self.session, self.settings)
+        if found is not self.settings:
+            self.settings = found
+            self.cycle_.options, self.cycle_.claims.slowest = found.options, found.options.poll
 
     def close_connection(self, connection: Any) -> None:
         """Give back what was not finished and close; never raises on a dead connection."""
@@ -198,13 +201,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             while True:
                 if self._closed:
                     raise RecoverableConnectionError("this connection is closed")
-                self.cycle_.exchange()
+                self.cycle_.turn()
                 self._start_undelivered()
                 if self._deliver_next():
                     while self._deliver_next():
                         pass
                     if self.settlements:
-                        self.cycle_.exchange()
+                        self.cycle_.turn()
                     return
                 now = monotonic()
                 if deadline is not None and now >= deadline:
@@ -212,7 +215,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 until = self.cycle_.next_deadline(now)
                 if deadline is not None:
                     until = min(until, deadline)
-                if until > now and not self.settlements:
+                if until > now and (not self.settlements or now < self.cycle_.trouble.until):
                     self.session.wait(until - now, self._wake_end().fileno())
                     self._clear_wake()
                     if self.session.connected:
@@ -331,6 +334,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             return
         if not self.session.connected:
             raise psycopg.OperationalError("the connection to PostgreSQL was lost")
+        if self.session.overdue:
+            self._on_readable()  # the loop may have been busy with a task, and the answer lies there
+            if self.session.overdue:
+                self.cycle_.lost_connection()
+                self.session.give_up()
         fd = self.session.fileno()
         if fd != self._reading:
             self._loop.add_reader(fd, self._on_readable)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
 from threading import Lock
 from typing import Any
 
+import psycopg
 from celery import bootsteps, signals
 from celery.worker import state as worker_state
+from celery.worker.heartbeat import Heart
 
+from celery_jobqueue.broker.comeback import coming_back, outage
 from celery_jobqueue.broker.endings import mark_unreadable, tell_celery, unreadable
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.logs import install as _install_in_logs
@@ -28,6 +32,9 @@ from celery_jobqueue.db.url import masked
 __all__ = ["Gate", "JobQueueStep", "install"]
 
 logger = logging.getLogger(__name__)
+
+#: Seconds. After a longer outage of ours others may have had it too, and get as long to come back before they count as dead.
+_BRIEF = 3.0
 
 
 class Gate:
@@ -130,6 +137,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
         consumer.on_task_request = self.gate.request
+        consumer.connect = coming_back(consumer.connect)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
         consumer.on_decode_error = _saying_why(consumer, consumer.on_decode_error)
         consumer.on_unknown_task = _saying_why(consumer, consumer.on_unknown_task)
@@ -152,9 +160,21 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.result_expires = _seconds(consumer.app.conf.result_expires)
         self.gate.transport = transport
         self.gate.reset()
+        self._claim_identity(transport.cycle_)
         if _is_solo(consumer):
             self._pulse = Pulse(transport.settings, transport.cycle_.heartbeat)
             self._pulse.start()
+
+    @staticmethod
+    def _claim_identity(cycle: Any) -> None:
+        """At once: steps that start after this one may take seconds, and others take us for dead 3 s after our lock has gone."""
+        if outage() > _BRIEF:
+            cycle.judge_later(_BRIEF)
+        try:
+            cycle.register()
+        except psycopg.Error as error:
+            if not cycle.bears(error):
+                raise
 
     def stop(self, consumer: Any) -> None:
         """The connection is lost or given up."""
@@ -213,6 +233,15 @@ def install() -> None:
     signals.worker_init.connect(_join, weak=False, dispatch_uid="celery_jobqueue.worker")
 
 
+def _sending_once(send: Callable[..., Any]) -> Callable[..., Any]:
+    """Celery's Heart._send without its retry: that has no end, and a worker that waits in it cannot even be stopped."""
+    @wraps(send)
+    def sent(self: Any, event: str, **_retry: Any) -> Any:
+        return send(self, event, retry=False)
+
+    return sent
+
+
 def _join(sender: Any, **_: Any) -> None:
     from celery.worker.consumer.gossip import Gossip
     from celery.worker.consumer.mingle import Mingle
@@ -228,6 +257,8 @@ def _join(sender: Any, **_: Any) -> None:
     Mingle.compatible_transports.add(Transport.driver_type)
     sender.app.steps["consumer"].add(JobQueueStep)
     _install_in_logs()
+    if not hasattr(Heart._send, "__wrapped__"):
+        Heart._send = _sending_once(Heart._send)
     if transport.settings.automatic_retries:
         for task in sender.app.tasks.values():
             retry_automatically(task, transport.settings)

@@ -20,7 +20,7 @@ import psycopg
 from celery_jobqueue.db.errors import SchemaError
 from celery_jobqueue.db.url import libpq_dsn
 
-__all__ = ["LINES", "Migration", "Status", "bundle", "migrate", "migrations", "newest", "status"]
+__all__ = ["LINES", "OLDEST_SERVER", "Migration", "Status", "bundle", "migrate", "migrations", "newest", "status"]
 
 LINES = ("queue", "certificates")
 OLDEST_SERVER = 14

@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from celery_jobqueue.db.errors import ConfigurationError
 
-__all__ = ["database_url", "libpq_dsn", "looks_like_transaction_pooler", "masked", "sqlalchemy_url"]
+__all__ = ["database_url", "libpq_dsn", "looks_like_transaction_pooler", "masked", "names_pooler", "sqlalchemy_url"]
 
 _SCHEMES = ("postgresql", "postgres")
 _POOLERS = ("transaction", "session")
@@ -79,11 +79,15 @@ def looks_like_transaction_pooler(url: str) -> bool:
     """
     _, rest = _split(url)
     base, _, query = rest.partition("?")
-    said = dict(parse_qsl(query)).get("pooler")
-    if said is not None:
-        return said == "transaction"
+    if names_pooler(url):
+        return dict(parse_qsl(query))["pooler"] == "transaction"
     hosts = base.rpartition("@")[2].partition("/")[0]
     return any(host.endswith(":6543") for host in hosts.split(",")) or dict(parse_qsl(query)).get("port") == "6543"
+
+
+def names_pooler(url: str) -> bool:
+    """Whether the URL itself says what stands between: `?pooler=transaction`, `?pooler=session`."""
+    return "pooler" in dict(parse_qsl(url.partition("?")[2]))
 
 
 def database_url() -> str:

@@ -297,6 +297,19 @@ select (select system_identifier from pg_catalog.pg_control_system()),
 -- Whether a job is still this lease's to finish.
 select exists (select from public.job_queue where id = $1::uuid and lease = $2::uuid and owner is not null);
 
+-- name: meet_server
+-- Whether it is the server itself that greeted us (with the process id $1), and whether it takes writes. On a connection of
+-- our own, and not on one that a pooler lends to others too: a server whose client has vanished in a cut network would
+-- believe in it for two hours, with all its locks. Longer than a heartbeat's time, which decides before.
+select pg_backend_pid() = $1::integer,
+       current_setting('transaction_read_only')::boolean,
+       case when pg_backend_pid() = $1::integer
+            then set_config('tcp_keepalives_idle', '60', false) || set_config('tcp_keepalives_interval', '10', false)
+                 || set_config('tcp_keepalives_count', '3', false) || set_config('tcp_user_timeout', '90s', false) end;
+
+-- name: notify
+select pg_notify($1, '');
+
 -- name: schema_version
 select max(version) from jobqueue.migration where line = 'queue';
 

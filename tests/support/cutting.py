@@ -1,4 +1,4 @@
-"""A proxy before PostgreSQL that cuts a connection between the server's commit and the client's knowledge of it."""
+"""A network before PostgreSQL that fails: it loses one reply, every connection, or everything for a while."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class CuttingProxy:
-    """Passes everything on, until it is told what to look for."""
+    """Passes everything on, until it is told to fail."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -21,6 +21,9 @@ class CuttingProxy:
         self.swallowed = 0
         self._looked_for: tuple[bytes, ...] = ()
         self._lock = threading.Lock()
+        self._whole = threading.Event()
+        self._whole.set()
+        self._cuts = 0
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -37,9 +40,29 @@ class CuttingProxy:
         """
         self._looked_for = words
 
+    def cut(self) -> None:
+        """Nothing passes until `heal`, and nobody is told: who connects hears nothing, and neither side learns that the other
+        has closed its end, then or later.
+        """
+        self._cuts += 1
+        self._whole.clear()
+
+    def heal(self) -> None:
+        """What was sent during the cut arrives, on connections whose ends are still open."""
+        self._whole.set()
+
+    def drop(self) -> None:
+        """Every connection ends, on both sides; new ones are welcome."""
+        self._close(self._sockets)
+
     def stop(self) -> None:
         """Nobody listens any more, and every connection ends."""
-        for end in (self._listener, *self._sockets):
+        self._close([self._listener, *self._sockets])
+        self._whole.set()
+
+    @staticmethod
+    def _close(ends: list[socket.socket]) -> None:
+        for end in ends:
             with _quietly():
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
@@ -48,20 +71,25 @@ class CuttingProxy:
         while True:
             try:
                 client, _ = self._listener.accept()
+                self._sockets.append(client)
+                self._whole.wait()
                 server = socket.create_connection(self._server)  # type: ignore[arg-type]
             except OSError:
                 return
-            self._sockets += [client, server]
+            self._sockets.append(server)
             threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
         with selectors.DefaultSelector() as selector, _quietly():
             selector.register(client, selectors.EVENT_READ)
             selector.register(server, selectors.EVENT_READ)
-            swallow = False
+            swallow, cuts = False, self._cuts
             while True:
                 for key, _ in selector.select():
+                    self._whole.wait()
                     data = key.fileobj.recv(65536)  # type: ignore[union-attr]
+                    if not data and cuts != self._cuts:
+                        return  # the other side is not told
                     if not data or (key.fileobj is server and swallow):
                         self.swallowed += swallow
                         for end in (client, server):

@@ -1,0 +1,91 @@
+"""Finding out that connections change hands: behind a pooler in transaction mode LISTEN, session locks and prepared
+statements do not work, and nothing says so.
+
+What the application says (`pooled`, `?pooler=`) holds. Supabase's port 6543 is taken for one. For the rest: a connection that
+the server itself has greeted is nobody else's. Behind a pooler of unknown mode a message is sent to a listening connection; in
+transaction mode it never arrives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from contextlib import closing
+from time import monotonic
+
+from celery_jobqueue.broker.session import Session
+from celery_jobqueue.broker.settings import Settings
+from celery_jobqueue.broker.sql import Statement, statement
+from celery_jobqueue.db.url import masked
+
+__all__ = ["changes_hands", "prepares"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a notification may take; it takes a round trip, but the server may be busy.
+_PATIENCE = 2.0
+#: Tries to find the server connection again that listens: PgBouncer lends the one that was given back last.
+_TRIES = 20
+
+_found: dict[str, bool] = {}
+_told: set[tuple[int, str]] = set()
+
+
+def prepares(settings: Settings) -> bool | None:
+    """Whether statements may be prepared, as Session wants to know it; None: where no pooler stands between."""
+    return not settings.pooled if settings.mode_was_said or settings.pooled else None
+
+
+def changes_hands(settings: Settings, session: Session) -> bool:
+    """Whether the server connection behind this connected session may be another one after each transaction.
+
+    Says so once per process when nobody told us. Raises psycopg.Error.
+    """
+    if settings.mode_was_said:
+        return settings.pooled
+    if settings.pooled:
+        _tell(settings, "its port is 6543")
+        return True
+    if session.direct:
+        return False
+    if settings.conninfo not in _found:
+        _found[settings.conninfo] = not _hears(settings)
+    if _found[settings.conninfo]:
+        _tell(settings, "a LISTEN through it hears nothing")
+    return _found[settings.conninfo]
+
+
+def _tell(settings: Settings, reason: str) -> None:
+    if (os.getpid(), settings.conninfo) in _told:
+        return
+    _told.add((os.getpid(), settings.conninfo))
+    logger.warning(
+        "%s is taken for a pooler in transaction mode (%s): no LISTEN, no session locks, no prepared statements. Workers poll "
+        "every %g s, and jobs of a killed worker wait for its heartbeat_timeout (%g s). To confirm and silence this, set "
+        "broker_transport_options={'pooled': True}; False if it is none. Better for workers: the server's own port.",
+        masked(settings.url), reason, settings.as_pooled().options.poll, settings.options.heartbeat_limit)
+
+
+def _hears(settings: Settings) -> bool:
+    """The LISTEN round trip, over two new connections."""
+    channel = f"jq_{uuid.uuid4().hex}"
+    own_pid = (Statement("", b"select pg_backend_pid()"), ())
+    sessions = [Session(settings.conninfo, prepare=False, timeout=settings.timeout, connect_timeout=settings.connect_timeout)
+                for _ in range(2)]
+    with closing(sessions[0]) as listener, closing(sessions[1]) as speaker:
+        _, listening = listener.run((Statement("", f'LISTEN "{channel}"'.encode()), ()), own_pid)
+        speaker.run((statement("notify"), (channel,)))
+        deadline = monotonic() + _PATIENCE
+        while channel not in listener.notified:
+            if (left := deadline - monotonic()) <= 0:
+                break
+            listener.wait(left)
+            listener.on_readable()
+        heard = channel in listener.notified
+        if not heard:
+            # Nothing of ours shall stay on a connection that others use.
+            for _ in range(_TRIES):
+                if listener.run((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), own_pid)[1] == listening:
+                    break
+        return heard

@@ -1,0 +1,68 @@
+"""What a server says when it cannot do the work right now: wait and try again on the same connection, never in a busy loop.
+
+A full disk, a statement_timeout, a deadlock, a serialization failure: the batch was rolled back and the connection is whole.
+Connecting anew would not help, and Celery does it at once and for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from time import monotonic
+
+import psycopg
+from psycopg import errors
+
+from celery_jobqueue.db.errors import SchemaError
+
+__all__ = ["Trouble", "explained"]
+
+logger = logging.getLogger(__name__)
+
+#: Pauses in seconds. The first is for deadlocks and their like, which a moment heals; a full disk is looked at every 5 s.
+_FIRST, _LONGEST = 0.05, 5.0
+#: Seconds between two log lines about the same trouble.
+_QUIET = 30.0
+_NO_SCHEMA = (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn, errors.InvalidSchemaName)
+
+
+class Trouble:
+    """The pauses of one connection."""
+
+    def __init__(self) -> None:
+        #: Nothing is sent before this moment, in monotonic seconds.
+        self.until = 0.0
+        self._pause = 0.0
+        self._since = 0.0
+        self._logged_at = 0.0
+
+    def met(self, error: psycopg.Error) -> None:
+        """The server refused a batch: wait, longer each time."""
+        now = monotonic()
+        if not self._pause:
+            self._since = now
+        self._pause = min(_LONGEST, max(_FIRST, 2 * self._pause))
+        self.until = now + self._pause * random.uniform(0.8, 1.2)
+        if now - self._logged_at > _QUIET or not self._logged_at:
+            self._logged_at = now
+            logger.warning("PostgreSQL refuses the queue's work (%s: %s). Nothing is lost; it is tried again every %g s or less",
+                           type(error).__name__, _first_line(error), _LONGEST)
+
+    def over(self) -> None:
+        """A batch got through."""
+        if self._pause:
+            if self._logged_at >= self._since and self._pause >= 1:
+                logger.warning("PostgreSQL does the queue's work again, after %.0f s", monotonic() - self._since)
+            self._pause = self.until = 0.0
+
+
+def explained(error: psycopg.Error) -> Exception:
+    """The error in our words where we know better."""
+    if isinstance(error, _NO_SCHEMA):
+        return SchemaError(f"the job queue's schema is missing, or is not the one that this code knows ({_first_line(error)}): "
+                           "run `jobqueue migrate`, or upgrade celery-jobqueue")
+    return error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import psycopg
 from celery.worker import state as worker_state
 
 from celery_jobqueue.broker.identity import identity
 
-__all__ = ["coming_back", "outage", "tries"]
+__all__ = ["coming_back", "outage", "patiently"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +51,22 @@ def outage() -> float:
     return identity().outage
 
 
-def tries(seconds: float) -> Iterator[bool]:
-    """One turn for each try to connect. False: this is the last, its error is the caller's.
+def patiently(connect: Callable[[], None], seconds: float) -> None:
+    """Connect; a worker that was cut off tries it every second as long as its running jobs may still be its own.
 
-    seconds: how long after the cut running jobs may still be this worker's. A worker that begins, and everybody else, tries once:
-    they have a patience of their own.
+    seconds: how long that is after the cut. Whoever else connects has a patience of their own, kombu's. Raises what connecting
+    raised; only psycopg.OperationalError is tried again.
     """
     cut_off_at, pause = identity().cut_off_at, _FIRST
-    while cut_off_at is not None and time.monotonic() < cut_off_at + seconds and not _leaving():
-        yield True
+    while True:
+        try:
+            return connect()
+        except psycopg.OperationalError as error:
+            if cut_off_at is None or time.monotonic() > cut_off_at + seconds or _leaving():
+                raise
+            logger.log(logging.WARNING if pause == _FIRST else logging.DEBUG, "no connection yet, trying every second: %s", error)
         _sleep(pause)
         pause = min(_LONGEST, 2 * pause)
-    yield False
 
 
 def _leaving() -> bool:

@@ -36,7 +36,7 @@ def meet(session: Session, settings: Settings) -> Settings:
             f"{where} takes no writes, as a standby does: promote it, or let the URL name all hosts (…@host1,host2/…); the one "
             "that takes writes is found")
     _check_schema(session, where)
-    if not settings.pooled and changes_hands(settings, session):
+    if changes_hands(settings, session) and not settings.pooled:
         settings = settings.as_pooled()
     session.allow_prepare(not settings.pooled)
     return settings

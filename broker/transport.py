@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import threading
 from time import monotonic, time
@@ -16,7 +15,7 @@ from kombu.transport import virtual
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.channel import Channel, Delivered
 from celery_jobqueue.broker.collector import collected
-from celery_jobqueue.broker.comeback import tries
+from celery_jobqueue.broker.comeback import patiently
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower import install as _install_in_flower
@@ -24,6 +23,7 @@ from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.meeting import meet
 from celery_jobqueue.broker.pooling import prepares
+from celery_jobqueue.broker.pools import install as _install_pools
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Lease, settlements_for
 from celery_jobqueue.broker.sql import statement
@@ -32,8 +32,6 @@ from celery_jobqueue.broker.worker import install as _install_worker_steps
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Transport"]
-
-logger = logging.getLogger(__name__)
 
 # What means "reconnect and go on": the server restarts, a failover, an administrator's hand, a deadlock or a timeout.
 _CONNECTION_ERRORS = (
@@ -92,22 +90,16 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def establish_connection(self) -> Transport:
         """Connect and check the schema. Raises psycopg.OperationalError, SchemaError."""
         if not self._lent:
-            said = False
-            for patiently in tries(self.settings.options.heartbeat_limit):
-                try:
-                    self._meet()
-                    break
-                except psycopg.OperationalError as error:
-                    self.session.close()
-                    if not patiently:
-                        raise
-                    logger.log(logging.DEBUG if said else logging.WARNING, "no connection yet, trying every second: %s", error)
-                    said = True
+            patiently(self._meet, self.settings.options.heartbeat_limit)
         connection: Transport = super().establish_connection()
         return connection
 
     def _meet(self) -> None:
-        found = meet(self.session, self.settings)
+        try:
+            found = meet(self.session, self.settings)
+        except Exception:
+            self.session.close()
+            raise
         if found is not self.settings:
             self.settings = found
             self.cycle_.options, self.cycle_.claims.slowest = found.options, found.options.poll
@@ -397,4 +389,5 @@ class _Management(virtual.Management):  # type: ignore[misc]
 
 _install_failover()
 _install_masking()
+_install_pools()
 _install_worker_steps()

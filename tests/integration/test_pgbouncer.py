@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 from celery import Celery, chord, group
 from celery.exceptions import TaskRevokedError
 
+from celery_jobqueue.broker import pooling, settings
+from celery_jobqueue.broker.session import Session
 from celery_jobqueue.db import migrate
 from tests.support import workers
 from tests.support.app import make_app
@@ -25,6 +29,7 @@ from tests.support.workers import Worker
 pytestmark = pytest.mark.needs_pgbouncer
 
 Start = Callable[..., Worker]
+TAKEN = "is taken for a pooler in transaction mode"
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +55,27 @@ def url(direct_url: str, pooler: PgBouncer) -> str:
     return url
 
 
+@pytest.fixture(params=["told"])
+def said(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What applications say of the pooler: that it is there, or nothing."""
+    return {"pooled": True} if request.param == "told" else {}
+
+
 @pytest.fixture
-def app(url: str) -> Iterator[Celery]:
+def app(url: str, said: dict[str, Any]) -> Iterator[Celery]:
     """A client behind the pooler."""
-    with closing(make_app(url, broker_transport_options={"pooled": True})) as app:
+    with closing(make_app(url, broker_transport_options=said)) as app:
         yield app
         app.backend.result_consumer.stop()
 
 
 @pytest.fixture
-def start(url: str, tmp_path: Path) -> Iterator[Start]:
+def start(url: str, said: dict[str, Any], tmp_path: Path) -> Iterator[Start]:
     """Starts workers behind the pooler."""
     with ExitStack() as stack:
-        def started(*options: str, extra: str = "") -> Worker:
+        def started(*options: str, **more: Any) -> Worker:
             return stack.enter_context(workers.worker(
-                url, tmp_path, "tests.support.tuned_app", *options, TEST_OPTIONS=f'{{"pooled": true{extra}}}', TEST_RETRIES="1"))
+                url, tmp_path, "tests.support.tuned_app", *options, TEST_OPTIONS=json.dumps({**said, **more}), TEST_RETRIES="1"))
 
         yield started
 
@@ -73,8 +84,9 @@ def job(url: str, task_id: str) -> dict[str, Any]:
     return rows(url, "select * from job_queue where task_id = %s", (task_id,))[0]
 
 
-def test_a_whole_life_through_the_pooler(app: Celery, url: str, direct_url: str, pooler: PgBouncer, start: Start,
-                                         tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["told", "found out"], indirect=True)
+def test_a_whole_life_through_the_pooler(said: dict[str, Any], app: Celery, url: str, direct_url: str, pooler: PgBouncer,
+                                         start: Start, tmp_path: Path) -> None:
     assert migrate.migrate(url, migrate.LINES) == []
     worker = start()
     add = app.tasks["t.add"]
@@ -111,8 +123,11 @@ def test_a_whole_life_through_the_pooler(app: Celery, url: str, direct_url: str,
     assert pool["cl_active"] > POOL_SIZE >= pool["sv_active"] + pool["sv_idle"] + pool["sv_used"]
     assert worker.stop() == 0
     assert one(direct_url, "select count(*) from jobqueue.worker") == 0
-    assert "prepared statement" not in worker.text + pooler.log
+    assert 'prepared statement "' not in worker.text + pooler.log
     assert "psycopg" not in worker.text
+    assert worker.text.count(TAKEN) == (0 if said else 1), "who did not say so is told, once"
+    if not said:
+        assert "a LISTEN through it hears nothing" in worker.text
     statuses = rows(direct_url, "select status, count(*) as n from job_queue group by status")
     assert {row["status"]: row["n"] for row in statuses if row["status"] != "completed"} == {"failed": 2}
 
@@ -132,12 +147,12 @@ def assert_that_leaks_would_be_seen(url: str) -> None:
 
 
 def test_a_dead_worker_is_noticed_by_its_silence(app: Celery, direct_url: str, start: Start, tmp_path: Path) -> None:
-    quick = ', "heartbeat_interval": 0.5, "heartbeat_timeout": 1.5'
-    dead = start("-c", "1", extra=quick)
+    quick = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.5}
+    dead = start("-c", "1", **quick)
     path = tmp_path / "run"
     running = app.send_task("t.run", (str(path),))
     [first] = wait_until(lambda: list(tmp_path.glob("run.*")), "it runs")
-    other = start("-c", "1", extra=quick)
+    other = start("-c", "1", **quick)
     # A long job on a live worker is never taken away, however long beyond the timeout it runs.
     wait_until(lambda: one(direct_url, "select started_at < now() - interval '3 seconds' from job_queue"), "it has run for long")
     assert (job(direct_url, running.id)["attempts"], job(direct_url, running.id)["worker"]) == (1, dead.name)
@@ -169,3 +184,37 @@ def test_workers_and_clients_survive_a_restart_of_the_pooler(app: Celery, direct
     assert app.tasks["t.add"].delay(1, 1).get(timeout=30) == 2
     wait_until(lambda: job(direct_url, running.id)["status"] == "completed", "the row says so too")
     assert job(direct_url, running.id)["attempts"] == 1
+
+
+def test_in_session_mode_everything_is_as_without_a_pooler(server: str, database_url: str, tmp_path: Path) -> None:
+    """LISTEN and session locks work there, and are used."""
+    with pgbouncer(server, "session") as pooler:
+        url = pooler.url(database_url)
+        with (closing(make_app(url)) as app, workers.worker(url, tmp_path, "tests.support.app", TEST_RETRIES="1") as worker):
+            assert app.tasks["t.add"].delay(1, 1).get(timeout=20) == 2
+            asleep = "select idle and holds_lock from jobqueue.worker"
+            wait_until(lambda: one(database_url, asleep), "the worker sleeps, and has its lock")
+            began = time.monotonic()
+            assert app.tasks["t.add"].delay(2, 2).get(timeout=20) == 4
+            assert time.monotonic() - began < 3, "it was woken: it looks by itself every 5 s"
+            assert app.tasks["t.flaky"].delay(str(tmp_path / "runs"), 1).get(timeout=20) == "at last"
+            assert chord([app.tasks["t.add"].s(1, 1)] * 2, app.tasks["celery.accumulate"].s(index=0))().get(timeout=20) == [2, 2]
+            assert app.control.inspect(timeout=10, limit=1).ping() == {worker.name: {"ok": "pong"}}
+            assert worker.stop() == 0
+            assert one(database_url, "select count(*) from jobqueue.worker") == 0
+            assert TAKEN not in worker.text
+            assert 'prepared statement "' not in worker.text + pooler.log
+            app.backend.result_consumer.stop()
+
+
+def test_a_pooler_that_is_found_out_stays_clean(url: str, direct_url: str) -> None:
+    """The look for it is a LISTEN, on a connection that others use after it."""
+    found = settings.from_url(url, {})
+    with closing(Session(found.conninfo)) as session:
+        session.connect()
+        assert (session.direct, pooling.changes_hands(found, session)) == (False, True)
+    assert set(map(str, left_behind(url).values())) == {"{}"}
+    direct = settings.from_url(direct_url, {})
+    with closing(Session(direct.conninfo)) as session:
+        session.connect()
+        assert (session.direct, pooling.changes_hands(direct, session)) == (True, False)

@@ -24,6 +24,7 @@ class CuttingProxy:
         self._whole = threading.Event()
         self._whole.set()
         self._cuts = 0
+        self._stopped = False
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -57,6 +58,7 @@ class CuttingProxy:
 
     def stop(self) -> None:
         """Nobody listens any more, and every connection ends."""
+        self._stopped = True
         self._close([self._listener, *self._sockets])
         self._whole.set()
 
@@ -77,6 +79,9 @@ class CuttingProxy:
             except OSError:
                 return
             self._sockets.append(server)
+            if self._stopped:
+                self._close([client, server])
+                return
             threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:

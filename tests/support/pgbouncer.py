@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, for as long as a test needs it."""
+"""A real PgBouncer, for as long as a test needs it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ POOL_SIZE = 3
 class PgBouncer:
     """A running pooler in front of one server; it may be stopped and started again on its port."""
 
-    def __init__(self, server: str, folder: Path) -> None:
+    def __init__(self, server: str, folder: Path, mode: str) -> None:
         self._server = urlsplit(server)
+        self._mode = mode
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
@@ -52,8 +53,8 @@ unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = {self._folder}/users.txt
 admin_users = {self._server.username}
-pool_mode = transaction
-default_pool_size = {POOL_SIZE}
+pool_mode = {self._mode}
+default_pool_size = {POOL_SIZE if self._mode == "transaction" else 50}
 max_client_conn = 100
 {prepared}""")
 
@@ -103,10 +104,10 @@ max_client_conn = 100
 
 
 @contextmanager
-def pgbouncer(server: str) -> Iterator[PgBouncer]:
-    """A pooler with POOL_SIZE server connections per database."""
+def pgbouncer(server: str, mode: str = "transaction") -> Iterator[PgBouncer]:
+    """A pooler; in transaction mode with POOL_SIZE server connections per database."""
     folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
-    running = PgBouncer(server, folder)
+    running = PgBouncer(server, folder, mode)
     try:
         running.start()
         yield running

@@ -16,6 +16,8 @@ from kombu import Connection
 
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.options import Options
+from celery_jobqueue.broker.pooling import changes_hands
+from celery_jobqueue.broker.session import Session
 from celery_jobqueue.broker.settings import from_url, url_of
 from celery_jobqueue.db.errors import ConfigurationError
 
@@ -144,3 +146,18 @@ def test_a_url_that_kombu_has_taken_apart_is_put_together(parts: dict[str, Any],
     client = SimpleNamespace(**{"userid": None, "password": None, "port": None, "virtual_host": None, **parts})
     assert url_of(client) == url
     assert from_url(url, {}).conninfo == url
+
+
+def test_who_uses_port_6543_is_told_once_what_that_means(caplog: pytest.LogCaptureFixture) -> None:
+    guessed = from_url("postgresql://u:secret@pooler.example.com:6543/db", {})
+    never_connected = Session(guessed.conninfo)
+    assert [changes_hands(guessed, never_connected) for _ in range(3)] == [True] * 3
+    [told] = [record.getMessage() for record in caplog.records if "pooler in transaction mode" in record.getMessage()]
+    assert "its port is 6543" in told
+    assert "every 0.5 s" in told
+    assert "'pooled': True" in told
+    assert "secret" not in told
+    for options in ({"pooled": True}, {"pooled": False}):
+        said = from_url(guessed.url.replace("pooler.", "other."), options)
+        assert changes_hands(said, never_connected) is options["pooled"]
+    assert len(caplog.records) == 1, "who has said so needs no telling"

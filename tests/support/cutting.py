@@ -15,9 +15,7 @@ class CuttingProxy:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._server = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self.url = urlunsplit(parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}"))
+        self._port = 0
         self.swallowed = 0
         self._looked_for: tuple[bytes, ...] = ()
         self._lock = threading.Lock()
@@ -26,7 +24,8 @@ class CuttingProxy:
         self._cuts = 0
         self._stopped = False
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.listen()
+        self.url = urlunsplit(parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}"))
 
     def __enter__(self) -> CuttingProxy:
         return self
@@ -56,10 +55,20 @@ class CuttingProxy:
         """Every connection ends, on both sides; new ones are welcome."""
         self._close(self._sockets)
 
-    def stop(self) -> None:
-        """Nobody listens any more, and every connection ends."""
-        self._stopped = True
+    def listen(self) -> None:
+        """Take connections; again, on the same port, after hang_up()."""
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def hang_up(self) -> None:
+        """Nobody listens any more, and every connection ends, on both sides."""
         self._close([self._listener, *self._sockets])
+
+    def stop(self) -> None:
+        """For good."""
+        self._stopped = True
+        self.hang_up()
         self._whole.set()
 
     @staticmethod
@@ -69,10 +78,10 @@ class CuttingProxy:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
                 self._sockets.append(client)
                 self._whole.wait()
                 server = socket.create_connection(self._server)  # type: ignore[arg-type]

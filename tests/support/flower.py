@@ -90,8 +90,8 @@ def flower(url: str, folder: Path, admin_url: str | None = None, *, events: bool
 
     def serves() -> bool:
         assert process.poll() is None, f"Flower ended:\n{running.log.read_text()[-4000:]}"
-        if events:
-            return bool(one(admin_url or url, "select count(*) from jobqueue.binding where exchange = 'celeryev'"))
+        if events and not one(admin_url or url, "select count(*) from jobqueue.binding where exchange = 'celeryev'"):
+            return False
         with contextlib.suppress(OSError):
             return running.get("/healthcheck")[0] == 200
         return False

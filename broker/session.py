@@ -158,6 +158,11 @@ class Session:
             return
         conn.close()
 
+    def __del__(self) -> None:
+        # A thread that has ended leaves its session behind; psycopg would complain.
+        if self._conn is not None and self._pid == os.getpid():
+            self._conn.close()
+
     def fileno(self) -> int:
         """The socket, for an event loop. Raises psycopg.OperationalError when there is no connection."""
         return self._pgconn().socket

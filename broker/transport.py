@@ -90,7 +90,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def establish_connection(self) -> Transport:
         """Connect and check the schema. Raises psycopg.OperationalError, SchemaError."""
         if not self._lent:
-            patiently(self._meet, self.settings.options.heartbeat_limit)
+            # Of several brokers kombu tries the next at once.
+            patiently(self._meet, 0.0 if len(self.client.alt or ()) > 1 else self.settings.options.heartbeat_limit)
         connection: Transport = super().establish_connection()
         return connection
 

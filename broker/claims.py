@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import md5
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Claims", "text_array"]
+__all__ = ["Claims", "channel_of", "text_array"]
 
 _PRIORITIES = range(1, 11)
 _START = ("-infinity", "00000000-0000-0000-0000-000000000000")
@@ -123,3 +124,8 @@ def text_array(values: Iterable[str]) -> str:
     """A PostgreSQL text[] literal."""
     quoted = ('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values)
     return "{" + ",".join(quoted) + "}"
+
+
+def channel_of(name: str) -> str:
+    """NOTIFY channel of a queue or reply address, as jobqueue.channel() computes it."""
+    return "jq_" + md5(name.encode(), usedforsecurity=False).hexdigest()

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from hashlib import md5
 from time import monotonic
 from typing import Any
 
 import psycopg
 
-from celery_jobqueue.broker.claims import Claims, text_array
+from celery_jobqueue.broker.claims import Claims, channel_of, text_array
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
@@ -24,7 +23,7 @@ from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlemen
 from celery_jobqueue.broker.sql import Statement, statement
 from celery_jobqueue.broker.trouble import Trouble, explained
 
-__all__ = ["Cycle", "channel_of"]
+__all__ = ["Cycle"]
 
 logger = logging.getLogger(__name__)
 
@@ -394,8 +393,3 @@ def _nothing_to_restore(_queue: str) -> list[Call]:
 
 def _ignore(rows: list[Row]) -> None:
     """An answer that nobody waits for."""
-
-
-def channel_of(name: str) -> str:
-    """NOTIFY channel of a queue or reply address, as jobqueue.channel() computes it."""
-    return "jq_" + md5(name.encode(), usedforsecurity=False).hexdigest()

@@ -22,10 +22,9 @@ from kombu.utils.encoding import safe_str
 from kombu.utils.json import dumps as json_dumps
 
 from celery_jobqueue.broker.chords import ChordBackend
-from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.claims import channel_of, text_array
 from celery_jobqueue.broker.collector import refuse_dead_wait
 from celery_jobqueue.broker.context import lease_of
-from celery_jobqueue.broker.cycle import channel_of
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.pooling import changes_hands, prepares
 from celery_jobqueue.broker.register import SCHEMES

@@ -9,10 +9,11 @@ transaction mode it never arrives.
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from contextlib import closing
 from time import monotonic
+
+from billiard.process import current_process
 
 from celery_jobqueue.broker.session import Session
 from celery_jobqueue.broker.settings import Settings
@@ -29,7 +30,7 @@ _PATIENCE = 2.0
 _TRIES = 20
 
 _found: dict[str, bool] = {}
-_told: set[tuple[int, str]] = set()
+_told: set[str] = set()
 
 
 def prepares(settings: Settings) -> bool | None:
@@ -57,9 +58,10 @@ def changes_hands(settings: Settings, session: Session) -> bool:
 
 
 def _tell(settings: Settings, reason: str) -> None:
-    if (os.getpid(), settings.conninfo) in _told:
+    # A worker's pool processes find it out for themselves, and their parent has said it.
+    if settings.conninfo in _told or current_process().name != "MainProcess":
         return
-    _told.add((os.getpid(), settings.conninfo))
+    _told.add(settings.conninfo)
     logger.warning(
         "%s is taken for a pooler in transaction mode (%s): no LISTEN, no session locks, no prepared statements. Workers poll "
         "every %g s, and jobs of a killed worker wait for its heartbeat_timeout (%g s). To confirm and silence this, set "

@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 from functools import partial, wraps
 from importlib import import_module
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
 from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.gauges import Health, health_gauges, look_at_health
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.sql import statement
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 COUNTED = 10_000
 _CONNECT, _ANSWER, _PATIENCE = 3, 3, 8  # seconds; Prometheus gives up after ten
 
+T = TypeVar("T")
 _Get = Callable[[Any], Awaitable[None]]
 
 
@@ -103,11 +105,8 @@ def _count(text: str | None) -> int:
 # -- asking the database ----------------------------------------------------------------------------------------------
 
 
-def _look(urls: Sequence[str], names: Sequence[str]) -> list[Queue]:
-    """These queues and all that the database knows of, by name. urls: a failover list; who answers first is asked.
-
-    Raises psycopg.Error.
-    """
+def _look(urls: Sequence[str], ask: Callable[[Session], T]) -> T:
+    """What `ask` finds. urls: a failover list; who answers first is asked. Raises psycopg.Error."""
     for number, url in enumerate(urls, 1):
         session = Session(libpq_dsn(url), prepare=False, timeout=_ANSWER + 1, connect_timeout=_CONNECT,
                           writes=False)
@@ -118,13 +117,21 @@ def _look(urls: Sequence[str], names: Sequence[str]) -> list[Queue]:
                 raise
             continue
         try:
-            return _ask(session, names)
+            return ask(session)
         finally:
             session.close()
-    return []
+    raise psycopg.OperationalError("no database is named")
 
 
-def _ask(session: Session, names: Sequence[str]) -> list[Queue]:
+def _ask_health(session: Session) -> Health | None:
+    """None where this login may not look at the view."""
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        return look_at_health(session)
+    return None
+
+
+def _ask_queues(names: Sequence[str], session: Session) -> list[Queue]:
+    """These queues and all that the database knows of, by name."""
     settings = (statement("watch_settings"), (f"{_ANSWER}s",))
     _, rows, activity, failures = session.run(
         settings,
@@ -162,19 +169,25 @@ class _Looks:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobqueue-flower")
-        self._running: dict[object, asyncio.Future[list[Queue]]] = {}
+        self._running: dict[object, asyncio.Future[Any]] = {}
 
-    async def look(self, url: str, names: Sequence[str]) -> list[Queue]:
+    async def queues(self, url: str, names: Sequence[str]) -> list[Queue]:
         """Raises psycopg.Error, TimeoutError."""
-        key = (url, *names)
-        running = self._running.get(key)
+        return await self._look((url, *names), url, partial(_ask_queues, names))
+
+    async def health(self, url: str) -> Health | None:
+        """Raises psycopg.Error, TimeoutError."""
+        return await self._look(("health", url), url, _ask_health)
+
+    async def _look(self, key: object, url: str, ask: Callable[[Session], T]) -> T:
+        running: asyncio.Future[T] | None = self._running.get(key)
         if running is None:
-            ask = partial(_look, _failover_lists.get(url, (url,)), names)
-            running = self._running[key] = asyncio.get_running_loop().run_in_executor(self._thread, ask)
+            look = partial(_look, _failover_lists.get(url, (url,)), ask)
+            running = self._running[key] = asyncio.get_running_loop().run_in_executor(self._thread, look)
             running.add_done_callback(partial(self._done, key))
         return await asyncio.wait_for(asyncio.shield(running), _PATIENCE)
 
-    def _done(self, key: object, ended: asyncio.Future[list[Queue]]) -> None:
+    def _done(self, key: object, ended: asyncio.Future[Any]) -> None:
         self._running.pop(key, None)
         if not ended.cancelled():
             ended.exception()  # seen: everybody who waited may have gone
@@ -197,7 +210,7 @@ class _Broker:
     async def queues(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """The queues of these names and all that the database knows of. Raises tornado.web.HTTPError (503)."""
         try:
-            return [queue.as_flower_shows_it() for queue in await _looks.look(self._url, tuple(names))]
+            return [queue.as_flower_shows_it() for queue in await _looks.queues(self._url, tuple(names))]
         except (psycopg.Error, TimeoutError) as error:
             from tornado.web import HTTPError
 
@@ -209,6 +222,7 @@ class _Gauges:
 
     def __init__(self) -> None:
         self._queues: list[Queue] | None = None
+        self._health: Health | None = None
         self._registered = False
         self._complained = False
 
@@ -218,10 +232,11 @@ class _Gauges:
         if not _is_ours(url):
             return
         try:
-            self._queues = await _looks.look(url, tuple(handler.get_active_queue_names()))
+            self._queues = await _looks.queues(url, tuple(handler.get_active_queue_names()))
+            self._health = await _looks.health(url)
             self._complained = False
         except (psycopg.Error, TimeoutError) as error:
-            self._queues = None
+            self._queues = self._health = None
             if not self._complained:
                 logger.warning("no metrics of the job queue: %s", _reason(error))
             self._complained = True
@@ -256,6 +271,8 @@ class _Gauges:
             for field, gauge in gauges.items():
                 gauge.add_metric([queue.name], float(getattr(queue, field)))
         yield from (by_status, *gauges.values())
+        if self._health is not None:
+            yield from health_gauges(self._health)
 
 
 def _gauge(name: str, meaning: str) -> Any:

@@ -289,6 +289,11 @@ select queue, count(*) filter (where finished_at > now() - interval '1 hour'), c
 select name, (select count(*) from (select from jobqueue.message m where m.queue = name limit $2::integer) counted)
   from unnest($1::text[]) as name;
 
+-- name: watch_health
+select extract(epoch from oldest_pending), extract(epoch from longest_running), extract(epoch from oldest_snapshot), hidden_sessions,
+       stuck, workers, live_tuples, dead_tuples, table_bytes
+  from public.job_queue_health;
+
 -- name: database_identity
 select (select system_identifier from pg_catalog.pg_control_system()),
        (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database());

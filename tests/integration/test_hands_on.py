@@ -96,6 +96,8 @@ EDITS: dict[str, tuple[str, str]] = {
     "another task": ("task_name = 't.nobody'", "failed"),
     "no task": ("task_name = null", "failed"),
     "deep payload": ("payload = repeat('[', 100000)", "failed"),
+    "odd history": ("errors = '{\"a\": 1}'", "completed"),
+    "history: a number": ("errors = '5', payload = '[[\"a\", 1], {}, {}]'", "failed"),
     "long number": ("payload = '[[' || repeat('9', 10000) || ', 1], {}, {}]'", "failed"),
 }
 

@@ -32,6 +32,7 @@ PUBLISHING = {"public.enqueue_job", "jobqueue.publish", "jobqueue.send", "jobque
               'jobqueue."fetch"', "jobqueue.touch", "jobqueue.reap", "jobqueue.begin_chord", "jobqueue.size_chord",
               "jobqueue.revoke", "jobqueue.forget"}
 READING = {"public.get_user_jobs", "jobqueue.current_user_id"}
+WATCHING = READING | {"jobqueue.health"}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,8 @@ def test_an_end_user_reads_chosen_columns_and_nothing_else(url: str) -> None:
 
 def test_a_monitor_only_reads(url: str, jobs: dict[str | None, str]) -> None:
     allowed = powers(supabase.login(url, supabase.MONITOR), attempts(url))
-    assert functions(allowed) == READING
+    assert functions(allowed) == WATCHING
+    assert "select stuck from public.job_queue_health" in allowed
     assert all(statement.startswith("select ") for statement in allowed)
     assert "select payload from public.job_queue" in allowed
     assert {status.line: status.missing for status in migrate.status(supabase.login(url, supabase.MONITOR))} == {
@@ -142,7 +144,7 @@ def test_a_monitor_only_reads(url: str, jobs: dict[str | None, str]) -> None:
 
 def test_a_publisher_neither_claims_nor_finishes_nor_changes_jobs(url: str) -> None:
     allowed = powers(supabase.login(url, supabase.PUBLISHER), attempts(url))
-    assert functions(allowed) == PUBLISHING | READING
+    assert functions(allowed) == PUBLISHING | WATCHING
     assert alter(allowed) == set()
     assert changes(allowed) == {"jobqueue.exchange", "jobqueue.queue", "jobqueue.binding", "jobqueue.waiter", "jobqueue.result",
                                 "jobqueue.group_result", "jobqueue.message", "jobqueue.chord", "jobqueue.chord_part",
@@ -242,6 +244,7 @@ ERRANDS = (
     "select * from jobqueue.revoke('{{b}}')",
     "select jobqueue.forget('b')",
     "select jobqueue.retire('7 days', '30 days', '1 day')",
+    "select * from jobqueue.health()",
     "insert into jobqueue.schedule (name, task, schedule, timezone) values ('{new}', 't.add', '0 7 * * 1-5', 'Europe/Berlin')",
     "update jobqueue.schedule set schedule = '5 minutes'",
     "select public.revoke_certificate('{serial}')",

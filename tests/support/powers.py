@@ -34,6 +34,9 @@ def attempts(url: str) -> list[str]:
             tried += [f"select nextval('{name}')", f"select setval('{name}', 1)", f"select last_value from {name}"]
             continue
         tried += [f"select {column} from {name}" for column in columns]
+        if relation["kind"] == "v":  # that cannot be written to, whoever tries
+            tried += [f"create or replace view {name} as select 1", f"drop view {name} cascade"]
+            continue
         tried += [f"update {name} set {column} = default" for column in columns]
         tried += [f"insert into {name} ({column}) values (default)" for column in columns]
         trigger = "for each row execute function suppress_redundant_updates_trigger()"

@@ -34,7 +34,8 @@ def seconds(interval: Any) -> float:
 def job(url: str, **columns: Any) -> None:
     names = ", ".join(columns)
     values = ", ".join(["%s"] * len(columns))
-    rows(url, f"insert into job_queue (id, task_name, {names}) values (jobqueue.new_id(), 't.add', {values})", tuple(columns.values()))
+    rows(url, f"insert into job_queue (id, task_name, {names}) values (jobqueue.new_id(), 't.add', {values})",
+         tuple(columns.values()))
 
 
 def minutes_ago(number: float) -> datetime:
@@ -149,6 +150,6 @@ def test_a_monitor_sees_it_and_what_its_owner_may_not_see_is_counted(cluster: st
             assert seconds(row["oldest_snapshot"]) > 0
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             health(supabase.login(url, supabase.STRANGER))
-        with supabase.request(url, "authenticated", {"sub": "alice"}) as conn:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                conn.execute(HEALTH)
+        refused = pytest.raises(psycopg.errors.InsufficientPrivilege)
+        with supabase.request(url, "authenticated", {"sub": "alice"}) as conn, refused:
+            conn.execute(HEALTH)

@@ -10,7 +10,8 @@ from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, SmallInteger, T
 from sqlalchemy.dialects.postgresql import BIGINT, INTERVAL, JSONB, TIMESTAMP, UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-__all__ = ["Base", "Certificate", "CertificateConfig", "Event", "EventOrganiser", "Job", "Schedule"]
+__all__ = ["Base", "Certificate", "CertificateBatch", "CertificateBatchRow", "CertificateConfig", "CertificateMail", "Event",
+           "EventOrganiser", "Job", "Schedule"]
 
 # What belongs to a row goes with it, and the database sees to that.
 _OWNED: dict[str, Any] = {"cascade": "all, delete-orphan", "passive_deletes": True}
@@ -154,3 +155,50 @@ class Certificate(Base):
     revoked_at: Mapped[datetime | None]
     revoke_reason: Mapped[str | None]
     revoke_note: Mapped[str | None]
+
+
+class CertificateBatch(Base):
+    """Many certificates at once; without `confirmed_at` nobody has said yes, and nothing is issued."""
+
+    __tablename__ = "certificate_batches"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    event_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"))
+    user_id: Mapped[str]
+    source: Mapped[str]
+    options: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    runs: Mapped[int] = mapped_column(server_default="0")
+    confirmed_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    summary: Mapped[dict[str, Any] | None]
+
+
+class CertificateBatchRow(Base):
+    """One attendee of a batch."""
+
+    __tablename__ = "certificate_batch_rows"
+
+    batch_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("certificate_batches.id", ondelete="CASCADE"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    recipient_name: Mapped[str]
+    recipient_key: Mapped[str]
+    email: Mapped[str | None]
+    state: Mapped[str]
+    note: Mapped[str | None]
+    run: Mapped[int | None]
+    task_id: Mapped[str | None]
+
+
+class CertificateMail(Base):
+    """A certificate's file that is or was sent to an address: once."""
+
+    __tablename__ = "certificate_mails"
+
+    certificate_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("certificates.id", ondelete="CASCADE"), primary_key=True)
+    email: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    message_id: Mapped[str]
+    queued_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    sent_at: Mapped[datetime | None]

@@ -33,7 +33,8 @@ from tasks.certificates.parts import markup_in
 from tasks.certificates.render import render
 from tasks.certificates.storage import Storage
 
-__all__ = ["IssuedCertificate", "check_event_id", "check_key", "check_name", "check_user", "issue_certificate"]
+__all__ = ["LINK_LIFETIME", "IssuedCertificate", "check_event", "check_event_id", "check_key", "check_name", "check_user",
+           "issue_certificate"]
 
 LONGEST_NAME = 120
 LONGEST_ID = 200
@@ -115,12 +116,14 @@ def _identifier(value: str, field: str, error: type[InvalidRecipient | InvalidUs
 
 def issue_certificate(engine: Engine, *, event_id: object, recipient_name: object, user_id: object, storage: Storage,
                       recipient_key: object = None, verification_url: str = "",
-                      on_step: Callable[[int, int], None] | None = None) -> IssuedCertificate:
+                      on_step: Callable[[int, int], None] | None = None,
+                      then: Callable[[Connection, IssuedCertificate], object] | None = None) -> IssuedCertificate:
     """Render, upload and record the certificate of one recipient.
 
     recipient_key tells recipients of the same name apart, for instance an e-mail address; verification_url holds {serial}
-    and counts where the design has no verify_url of its own; on_step hears (steps done, steps in all). Raises a
-    CertificateError when trying again cannot help, StorageError and SQLAlchemy's errors when it may.
+    and counts where the design has no verify_url of its own; on_step hears (steps done, steps in all); `then` is called in
+    the record's transaction, right before it commits. Raises a CertificateError when trying again cannot help, StorageError
+    and SQLAlchemy's errors when it may.
     """
     name = check_name(recipient_name)
     key = check_key(recipient_key) or name.casefold()
@@ -146,9 +149,20 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
                 continue  # somebody else was first, before midnight: once more, with the serial and the date that stand
             # The row's lock makes runs for the same recipient take turns, so that file and row always belong together.
             storage.put(record["storage_key"], content, "application/pdf")
+            link = storage.url(record["storage_key"], LINK_LIFETIME)
+            issued = IssuedCertificate(str(certificate_id), serial, link, record["storage_key"], name)
+            if then is not None:
+                then(connection, issued)
             connection.commit()
-        link = storage.url(record["storage_key"], LINK_LIFETIME)
-        return IssuedCertificate(str(certificate_id), serial, link, record["storage_key"], name)
+        return issued
+
+
+def check_event(engine: Engine, event_id: object, user_id: object) -> Event:
+    """The event, if this user may issue certificates for it and its design can be used. Raises a CertificateError."""
+    with Session(engine) as session:
+        event, config = _permitted(session, check_event_id(event_id), check_user(user_id))
+    parse_design(config.design)
+    return event
 
 
 def _values(design: Design, event: Event, name: str, serial: str, issued_at: datetime, verification_url: str) -> dict[str, str]:

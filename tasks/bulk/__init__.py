@@ -1,0 +1,1 @@
+"""Certificates by the thousand: attendees → batch → jobs → zip and summary."""

@@ -38,6 +38,9 @@ from celery_jobqueue.db.url import libpq_dsn, masked
 __all__ = ["ResultBackend"]
 
 
+_REGISTER_AGAIN = 10.0  # seconds
+
+
 class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
     """Waits for results of this client: one LISTEN connection, one channel, however many results."""
 
@@ -69,7 +72,8 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         fresh = not self._session.connected
         now = time.monotonic()
         self._session.connect()
-        if (fresh or now - self._registered_at > 60) and not changes_hands(settings, self._session):
+        # Again now and then: who only reads would never notice that its server is no primary any more.
+        if (fresh or now - self._registered_at > _REGISTER_AGAIN) and not changes_hands(settings, self._session):
             reply_to = self.app.thread_oid
             self._session.run((Statement("", f'LISTEN "{channel_of(reply_to)}"'.encode()), ()),
                               (statement("wait_for_results"), (reply_to,)))

@@ -47,6 +47,7 @@ def cut_beyond_the_grace(arena: Arena) -> None:
         hits, limit, taken = 0, 1 if arena.jobs < 100 else 4, 0
         with Traffic(arena, over=6 if arena.jobs < 100 else 60) as traffic:
             while traffic.publishing and hits < limit:
+                arena.publish(2 * _PROCESSES, seconds=(7.0, 9.0), priority=1)
                 arena.pause(0.5, 2.0)
                 held = _held(arena, far)
                 proxy.hang_up()
@@ -57,6 +58,7 @@ def cut_beyond_the_grace(arena: Arena) -> None:
                 _back(arena, far, time.time())
         arena.wait_ended()
         arena.may_run_twice = taken + _PROCESSES * hits
+        arena.check(arena.value("select count(*) from job_queue where total_starts > 1"), "no job ran again: nothing was shown")
         arena.check(all(each.process.poll() is None for each in (near, far)), "no worker ends")
         arena.note(f"{hits} cuts; the worker that was cut off held {taken} jobs")
 

@@ -51,8 +51,7 @@ def test_a_server_that_is_not_there_is_an_error_within_seconds() -> None:
         assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("connected", [False, True])
-@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize(("connected", "retry"), [(False, False), (True, True)])
 def test_a_silent_server_is_an_error_within_the_configured_time(connected: bool, retry: bool, client: Celery,
                                                                proxy: CuttingProxy, database_url: str) -> None:
     """The network is cut: nothing is refused, nothing is answered."""

@@ -88,9 +88,8 @@ def test_a_full_disk_loses_no_job_and_starts_no_storm(disk: Disk, tmp_path: Path
 # -- settings and locks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", ["statement_timeout", "lock_timeout"])
-def test_a_timeout_of_the_server_is_waited_out(setting: str, app: Celery, database_url: str, start_worker: Start) -> None:
-    set_for_database(database_url, setting, "300ms")
+def test_a_timeout_of_the_server_is_waited_out(app: Celery, database_url: str, start_worker: Start) -> None:
+    set_for_database(database_url, "statement_timeout", "300ms")
     running = start_worker("-c", "1")
     with psycopg.connect(database_url) as somebody:
         somebody.execute("lock table job_queue in share mode")  # as CREATE INDEX does
@@ -130,10 +129,9 @@ def test_a_deadlock_costs_a_moment(app: Celery, database_url: str, start_worker:
     assert connections(running) == 1
 
 
-@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_an_isolation_that_makes_transactions_fail_loses_nothing(level: str, app: Celery, database_url: str,
-                                                                 start_worker: Start, tmp_path: Path) -> None:
-    set_for_database(database_url, "default_transaction_isolation", level)
+def test_an_isolation_that_makes_transactions_fail_loses_nothing(app: Celery, database_url: str, start_worker: Start,
+                                                                 tmp_path: Path) -> None:
+    set_for_database(database_url, "default_transaction_isolation", "serializable")
     workers = [start_worker("-c", "2") for _ in range(2)]
     record = app.tasks["t.record"]
     with app.producer_or_acquire() as producer, producer.batch():

@@ -1774,4 +1774,19 @@ $mig$;
     end if;
 end $bundle$;
 
+-- 0009 rescue_plan
+do $bundle$
+begin
+    if not exists (select from jobqueue.migration where line = 'queue' and version = 9) then
+        execute $mig$
+-- Rescue looks every two seconds. Because of its OR the planner read the whole table each time (15,001 rows of 15,001), where the
+-- indexes on owner and leased_until hold only what somebody has.
+
+alter function jobqueue.rescue(uuid, interval) set enable_seqscan = off;
+$mig$;
+        insert into jobqueue.migration (line, version, name, sha256)
+        values ('queue', 9, 'rescue_plan', '0e70ced7dd1a5e990f59f56b270aa03099c880dc546f11224753e4e0bcdec428');
+    end if;
+end $bundle$;
+
 commit;

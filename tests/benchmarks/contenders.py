@@ -32,6 +32,7 @@ class Contender:
     guess: int
     options: dict[str, Any] = field(default_factory=dict)
     database: str | None = None  # where its tables lie, if it has some
+    server: int | None = None  # process id of its broker
 
 
 class Servers:
@@ -41,6 +42,7 @@ class Servers:
         self.folder = folder
         self._stack = stack
         self._urls: dict[str, str] = {}
+        self.pids: dict[str, int] = {}
 
     def postgresql(self, database: str | None = None) -> str:
         """URL of a database on the common server; one with that name is made anew."""
@@ -60,7 +62,7 @@ class Servers:
 
     def _start(self, name: str, server: Any, folder: Path) -> str:
         if name not in self._urls:
-            self._urls[name] = self._stack.enter_context(server(folder))
+            self._urls[name], self.pids[name] = self._stack.enter_context(server(folder))
         return self._urls[name]
 
 
@@ -68,7 +70,8 @@ def ours(running: Servers) -> Contender:
     """celery-jobqueue, jobs and results on the same rows."""
     url = running.postgresql("bench_ours")
     migrate.migrate(url)
-    return Contender("ours", url, url, _truncate(url, "job_queue, jobqueue.result, jobqueue.message"), 4000, database=url)
+    return Contender("ours", url, url, _truncate(url, "job_queue, jobqueue.result, jobqueue.message"), 4000, database=url,
+                     server=running.pids["postgresql"])
 
 
 def null(_running: Servers) -> Contender:
@@ -79,7 +82,7 @@ def null(_running: Servers) -> Contender:
 def redis(running: Servers) -> Contender:
     """Redis as broker and result backend."""
     url = running.redis()
-    return Contender("redis", url, url, _flush(url), 1100)
+    return Contender("redis", url, url, _flush(url), 1100, server=running.pids["redis"])
 
 
 def rabbitmq(running: Servers) -> Contender:
@@ -93,7 +96,7 @@ def rabbitmq(running: Servers) -> Contender:
             connection.default_channel.queue_purge("celery")
         _flush(results)()
 
-    return Contender("rabbitmq", url, results, empty, 3000)
+    return Contender("rabbitmq", url, results, empty, 3000, server=running.pids["rabbitmq"])
 
 
 def pgmq(running: Servers) -> Contender:
@@ -112,14 +115,15 @@ def pgmq(running: Servers) -> Contender:
         _truncate(url, "celery_taskmeta", optional=True)()
 
     return Contender("pgmq", _with_scheme(url, "pgmq"), _with_scheme(url, "db+postgresql+psycopg"), empty, 800,
-                     {"init_extension": False}, url)
+                     {"init_extension": False}, url, running.pids["postgresql"])
 
 
 def sqla(running: Servers) -> Contender:
     """kombu's SQLAlchemy transport."""
     url = running.postgresql("bench_sqla")
     return Contender("sqla", _with_scheme(url, "sqla+postgresql+psycopg"), _with_scheme(url, "db+postgresql+psycopg"),
-                     _truncate(url, "kombu_message, celery_taskmeta", optional=True), 250, database=url)
+                     _truncate(url, "kombu_message, celery_taskmeta", optional=True), 250, database=url,
+                     server=running.pids["postgresql"])
 
 
 #: By name, in the order in which they are shown.

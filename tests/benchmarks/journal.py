@@ -36,8 +36,8 @@ class Journal:
         """Forget everything."""
         os.truncate(self._path, 0)
 
-    def rate(self, skip: float = 0.1) -> float:
-        """Jobs per second from the first to the last, without the first tenth: processes warm up there."""
+    def rate(self, begin: float = 0.1, end: float = 1.0) -> float:
+        """Jobs per second in a part of the run. Without the first tenth by default: processes warm up there."""
         began = [record[1] for record in self.records()]
-        began = began[int(len(began) * skip):]
+        began = began[int(len(began) * begin):int(len(began) * end)]
         return (len(began) - 1) / (began[-1] - began[0]) * 1e9 if len(began) > 2 else 0.0

@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psycopg
@@ -24,7 +24,7 @@ def describe(database: str | None = None) -> list[str]:
     lines = [
         (f"machine: {os.cpu_count()} × {_processor()}, {memory:.0f} GiB, {platform.system()} {platform.release()}, "
          f"Python {platform.python_version()}; one fdatasync of 8 KiB: {_sync_time() * 1e6:.0f} µs"),
-        "packages: " + ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "packages: " + ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))),
     ]
     if database:
         with psycopg.connect(database, autocommit=True) as conn:
@@ -34,6 +34,12 @@ def describe(database: str | None = None) -> list[str]:
     lines += [line for line in (_said("rabbitmq-server", "durable queue, persistent messages"),
                                 _said("redis-server", "its defaults: snapshots, no append-only file, so not durable")) if line]
     return lines
+
+
+def _version(package: str) -> str | None:
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return None
 
 
 def _said(package: str, how: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import uuid
 from itertools import count
 from typing import Any
@@ -27,7 +26,6 @@ class _Credit(virtual.QoS):
         super().__init__(channel, prefetch_count)
         self._on_collect.cancel()  # nothing to restore at exit
         self.out = 0
-        self._loop_thread = threading.get_ident()
 
     def can_consume(self) -> bool:
         return not self.prefetch_count or self.out < self.prefetch_count
@@ -36,8 +34,9 @@ class _Credit(virtual.QoS):
         self.out += 1
 
     def ack(self, delivery_tag: Any) -> None:
+        full = not self.can_consume()
         self.out -= 1
-        if threading.get_ident() != self._loop_thread:  # the threads pool; the loop may be asleep
+        if full:  # the loop may be about to sleep
             self.channel.connection.wake()
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:

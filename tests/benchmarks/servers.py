@@ -51,8 +51,9 @@ def _answers(port: int, process: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 @contextmanager
-def _running(command: list[str], port: int, folder: Path, environment: dict[str, str] | None = None,
-             seconds: float = 60) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], port: int, folder: Path, environment: dict[str, str] | None = None,
+            seconds: float = 60) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, once it answers on that port; ended with everything it has started."""
     log = folder / "server.log"
     with log.open("ab") as file:
         process = subprocess.Popen(command, cwd=folder, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL,
@@ -77,31 +78,33 @@ def _fresh(folder: Path) -> Path:
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """URL of an embedded server that is nobody else's, with PostgreSQL's defaults."""
+def postgresql(folder: Path) -> Iterator[tuple[str, int]]:
+    """An embedded server that is nobody else's, with PostgreSQL's defaults: URL and process id, as of every server here."""
     url = embedded.ensure(folder)
+    pid = embedded.status(folder).pid
+    assert pid is not None
     try:
-        yield url
+        yield url, pid
     finally:
         embedded.down(folder)
 
 
 @contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    """URL of a Redis with its own defaults: snapshots from time to time, no append-only file."""
+def redis(folder: Path) -> Iterator[tuple[str, int]]:
+    """A Redis with its own defaults: snapshots from time to time, no append-only file."""
     program = shutil.which("redis-server")
     _install("redis-server", program)
     program = shutil.which("redis-server")
     if program is None:
         raise Missing("redis-server is not on PATH")
     port = free_port()
-    with _running([program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(_fresh(folder))], port, folder):
-        yield f"redis://127.0.0.1:{port}/0"
+    with running([program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(_fresh(folder))], port, folder) as process:
+        yield f"redis://127.0.0.1:{port}/0", process.pid
 
 
 @contextmanager
-def rabbitmq(folder: Path) -> Iterator[str]:
-    """URL of a RabbitMQ node with its own defaults, its own epmd and its own cookie."""
+def rabbitmq(folder: Path) -> Iterator[tuple[str, int]]:
+    """A RabbitMQ node with its own defaults, its own epmd and its own cookie."""
     server = _RABBITMQ_BIN / "rabbitmq-server"
     _install("rabbitmq-server", server)
     if not server.exists():
@@ -118,8 +121,8 @@ def rabbitmq(folder: Path) -> Iterator[str]:
         "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1",
     }
     try:
-        with _running([str(server)], port, folder, environment, seconds=90):
-            yield f"amqp://guest:guest@127.0.0.1:{port}//"
+        with running([str(server)], port, folder, environment, seconds=90) as process:
+            yield f"amqp://guest:guest@127.0.0.1:{port}//", process.pid
     finally:
         # The node has started this name server in a session of its own; it would outlive it.
         if epmd := next(iter(Path("/usr").glob("lib/erlang/erts-*/bin/epmd")), None):

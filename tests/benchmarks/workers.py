@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,8 @@ class Bench:
                     process.wait(10)
             mark.unlink(missing_ok=True)
 
-    def fill(self, number: int, publish: dict[str, Any] | None = None) -> None:
-        """Publish that many jobs, as fast as the contender lets us; what this takes is not measured."""
+    def fill(self, number: int, options: Callable[[int], dict[str, Any]] = lambda _: {}) -> None:
+        """Publish that many jobs, as fast as the contender lets us; what this takes is not measured. options: of each."""
         self.contender.empty()
         self.journal.clear()
         if self.contender.name == "null":
@@ -110,15 +110,17 @@ class Bench:
         application = self.app()
         job = application.tasks["bench.job"]
         with application.producer_or_acquire() as producer:
-            if self.contender.name == "ours":
-                for begin in range(0, number, 1000):
-                    with producer.batch():
-                        for _ in range(min(1000, number - begin)):
-                            job.apply_async(producer=producer, **publish or {})
-            else:
-                for _ in range(number):
-                    job.apply_async(producer=producer, **publish or {})
+            for begin in range(0, number, 1000):
+                with producer.batch() if self.contender.name == "ours" else nullcontext():
+                    for each in range(begin, min(begin + 1000, number)):
+                        job.apply_async(producer=producer, **options(each))
         application.close()
+
+    def check_drained(self, jobs: int) -> None:
+        """End with an error unless so many jobs ran and none is left."""
+        ran, left = len(self.journal), self.waiting()
+        if ran != jobs or left:
+            raise SystemExit(f"{self.contender.name}: {ran} of {jobs} jobs were run, {left} are left; see {self.folder}")
 
     def waiting(self) -> int:
         """How many jobs are left in the queue."""

@@ -1,0 +1,30 @@
+"""Memory of the worker's main process: the most it ever had while it worked off a queue of jobs with 1.5 kB of arguments."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from tests.benchmarks.contenders import Contender
+from tests.benchmarks.running import Measured, Plan, scenario
+from tests.support.waiting import wait_until
+
+_PADDING = "x" * 1500
+
+
+@scenario("memory", contenders="ours,rabbitmq,redis", cases="4,1000")
+def measure(plan: Plan, contender: Contender) -> list[Measured]:
+    """MiB (peak resident set), per prefetch."""
+    found, jobs = [], plan.jobs or 4000
+    for case in plan.cases:
+        bench = plan.bench(contender)
+        bench.variant = replace(plan.variant, prefetch=int(case))
+        bench.fill(jobs, lambda _: {"kwargs": {"padding": _PADDING}})
+        with bench.worker() as process:
+            wait_until(lambda bench=bench: len(bench.journal) >= jobs, f"{contender.name} has run {jobs} jobs", 240)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak
+        found.append(Measured("MiB", int(peak[1]) / 1024, f"prefetch {case}"))
+    return found

@@ -1,0 +1,62 @@
+"""Several workers on one queue: whether they get in each other's way, and what their sessions wait for meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+
+import psycopg
+
+from tests.benchmarks.contenders import Contender
+from tests.benchmarks.running import Measured, Plan, scenario
+from tests.benchmarks.workers import Bench
+
+_ACTIVE = """
+select coalesce(wait_event_type, 'running') from pg_stat_activity
+ where datname = current_database() and backend_type = 'client backend' and state = 'active' and pid <> pg_backend_pid()
+"""
+
+
+@scenario("scaling", contenders="ours,rabbitmq", cases="1,2,4,8")
+def measure(plan: Plan, contender: Contender) -> list[Measured]:
+    """Jobs per second of so many workers with one process each (`solo`); they share this machine's processors."""
+    found: list[Measured] = []
+    for case in plan.cases:
+        bench = plan.bench(contender)
+        bench.variant = replace(plan.variant, pool="solo")
+        jobs = plan.jobs_for(contender)
+        contender.empty()
+        with ExitStack() as stack:
+            workers = [stack.enter_context(bench.worker()) for _ in range(int(case))]
+            # Asleep while the queue is filled, so that all begin at the same moment.
+            for worker in workers:
+                worker.send_signal(signal.SIGSTOP)
+            try:
+                bench.fill(jobs)
+            finally:
+                for worker in workers:
+                    worker.send_signal(signal.SIGCONT)
+            waits = _watch(bench, lambda bench=bench, jobs=jobs: len(bench.journal) >= jobs)
+        bench.check_drained(jobs)
+        found.append(Measured("jobs/s", bench.journal.rate(), f"{case} workers"))
+        found += [Measured(f"% of active sessions {what}", 100 * number / waits.total(), f"{case} workers")
+                  for what, number in waits.most_common(4)]
+    return found
+
+
+def _watch(bench: Bench, over: Callable[[], bool]) -> Counter[str]:
+    """What active sessions did, in samples until it is over: `running`, or the kind of event that they waited for."""
+    seen: Counter[str] = Counter()
+    deadline = time.monotonic() + 240
+    with psycopg.connect(bench.contender.database, autocommit=True) if bench.contender.database else nullcontext() as conn:
+        while not over():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{bench.contender.name} has run {len(bench.journal)} jobs only; see {bench.folder}")
+            if conn is not None:
+                seen.update(row[0] for row in conn.execute(_ACTIVE).fetchall())
+            time.sleep(0.02)
+    return seen

@@ -7,7 +7,7 @@ TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
 BENCHED := $(VENV)/.bench
 
-.PHONY: help setup demo test lint types tests faults fuzz clouds upstream bench bundle clean
+.PHONY: help setup demo test lint types tests faults fuzz clouds upstream bench bulk bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -51,6 +51,9 @@ bench: $(BENCHED) ## Celery end to end beside Redis, RabbitMQ and others (tests/
 $(BENCHED): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $(BENCHED)
+
+bulk: $(STAMP) ## 10,000 certificates from a file to a zip, every one checked (CERTIFICATES=500 for fewer)
+	$(BIN)/python -m tests.benchmarks.bench_bulk
 
 bundle: $(STAMP) ## regenerate db/create_*.sql from the migrations
 	$(BIN)/python -m celery_jobqueue.db bundle --write

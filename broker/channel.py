@@ -11,7 +11,7 @@ from amqp import RecoverableConnectionError
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import virtual
 
-from celery_jobqueue.broker.claims import Claims, text_array
+from celery_jobqueue.broker.claims import Claims, Places, text_array
 from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.context import lease_of, running_request
 from celery_jobqueue.broker.endings import app_of, tell_celery
@@ -239,6 +239,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         transport = self._live
 
         def deliver(raw: dict[str, Any]) -> Any:
+            if "start" in raw["properties"].get("job", ()) and transport.cycle_.door.unfit(raw):
+                self._hold(raw)
             message = self.Message(raw, channel=self)
             if not no_ack:
                 self.qos.append(message, message.delivery_tag)
@@ -261,6 +263,15 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.consuming[queue] = no_ack
         self.connection._callbacks[queue] = deliver
         transport.cycle_.subscribe(queue, not transport.topology.holds_jobs(queue))
+
+    def _hold(self, raw: dict[str, Any]) -> None:
+        """Take back the start that came with this job's claim: it does not run, and no attempt is used."""
+        job = raw["properties"]["job"]
+        [rows] = self._transport.run((statement("hold"), (job["id"], job["lease"])))
+        if rows[0][0] is not None:
+            del job["start"]
+            job.update(lease=rows[0][0], attempts=job["attempts"] - 1)
+            raw["properties"]["delivery_tag"] = Lease.of(job).tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to this consumer; an auto-delete queue goes with its last one."""
@@ -290,7 +301,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return decode_transient(queue, envelope, payload, binary, f"t{id_}")
         claims = Claims(identity().id, 1.0)
         transport.cycle_.register()
-        rows = transport.run(*claims.calls(1, [queue], 0.0))[0]
+        rows = transport.run(*claims.calls(Places(1), [queue], 0.0))[0]
         if not rows:
             raise Empty
         message = decode_job(rows[0])

@@ -6,11 +6,12 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import md5
+from typing import Any
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Claims", "channel_of", "text_array"]
+__all__ = ["Claims", "Door", "Places", "channel_of", "text_array"]
 
 _PRIORITIES = range(1, 11)
 _START = ("-infinity", "00000000-0000-0000-0000-000000000000")
@@ -19,6 +20,43 @@ _START = ("-infinity", "00000000-0000-0000-0000-000000000000")
 _FIRST_POLL = 0.01
 #: Cursors are dropped this often (seconds), for rows that became visible behind them: late commits, rows given back.
 _REWIND_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What a worker has places for. limit: jobs to claim. starts, starts_once: how many of the tasks in quick and quick_once the
+    claim may start itself (acknowledged late and early); both are text[] literals.
+    """
+
+    limit: int
+    worker: str = ""
+    starts: int = 0
+    quick: str = "{}"
+    starts_once: int = 0
+    quick_once: str = "{}"
+
+
+class Door:
+    """What a consumer says of the places it has. This one has no pool; a worker's is broker/gate.py."""
+
+    def places(self, credit: int) -> Places:
+        """What to claim while the prefetch window has `credit` places."""
+        return Places(credit)
+
+    def full(self) -> bool:
+        """Whether nothing is to be claimed now in spite of free places in the prefetch window."""
+        return False
+
+    def claimed(self, starts: int) -> None:
+        """The claim is answered; so many jobs were started by it and will be delivered next."""
+
+    def enough(self, undelivered: int) -> bool:
+        """Whether there is work for longer than a round trip takes, besides so many undelivered jobs."""
+        return False
+
+    def unfit(self, raw: dict[str, Any]) -> bool:
+        """Whether a job that its claim has started does not run after all."""
+        return False
 
 
 @dataclass(slots=True)
@@ -73,8 +111,8 @@ class Claims:
         """When to look again, in monotonic seconds."""
         return self._poll_at
 
-    def calls(self, limit: int, queues: Sequence[str], now: float) -> list[Call]:
-        """The claim of up to `limit` jobs, and the question when the next delayed one is due."""
+    def calls(self, places: Places, queues: Sequence[str], now: float) -> list[Call]:
+        """The claim, and the question when the next delayed job is due."""
         if now >= self._rewind_at:
             self._cursors.clear()
             self._rewind_at = now + _REWIND_EVERY
@@ -84,11 +122,12 @@ class Claims:
         levels = [(queue, priority) for priority in _PRIORITIES for queue in turn]
         cursors = [self._cursors.get(level) for level in levels]
         calls: list[Call] = [(statement("claim"), (
-            self.owner, str(limit),
+            self.owner, str(places.limit),
             text_array(queue for queue, _ in levels),
             "{" + ",".join(str(priority) for _, priority in levels) + "}",
             text_array(cursor.run_at if cursor else _START[0] for cursor in cursors),
             text_array(cursor.id if cursor else _START[1] for cursor in cursors),
+            places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
         ))]
         if not self._full:
             calls.append((statement("next_due"), (text_array(queues),)))

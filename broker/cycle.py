@@ -13,12 +13,12 @@ from typing import Any
 
 import psycopg
 
-from celery_jobqueue.broker.claims import Claims, channel_of, text_array
+from celery_jobqueue.broker.claims import Claims, Door, channel_of, text_array
+from celery_jobqueue.broker.duties import Duties, Plan, ignore
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
-from celery_jobqueue.broker.plan import Duties, Plan
-from celery_jobqueue.broker.session import Call, Row, Session
+from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import Statement, statement
 from celery_jobqueue.broker.trouble import Trouble, explained
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 #: One (queue name, message) ready to be delivered.
 Delivery = tuple[str, dict[str, Any]]
 _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
-_GRACE = "3 seconds"  # so long a worker's lock may be free (a cut connection) before its jobs are taken back
+#: Seconds that a completion may wait for company while the pool has work. Its job is done, and a crash in between runs it again.
+_PATIENCE = 0.002
 
 
 class Cycle:
@@ -45,39 +46,22 @@ class Cycle:
         self.settlements = settlements
         self.options = options
         self.ready: deque[Delivery] = deque()
-        #: A worker starts its jobs itself; for every other consumer delivering a job is starting it.
-        self.starts_on_delivery = True
-        self.on_lost: Callable[[list[Row]], None] = _ignore
-        #: How to declare a transient queue again that was reaped although it has a consumer.
-        self.restoration: Callable[[str], list[Call]] = _nothing_to_restore
-        self._repairs: list[Call] = []
         #: Told (id, lease, task id, error) of a claimed job whose message cannot be read.
         self.on_unreadable: Callable[[Any, Any, Any, Exception], None] = self._refuse
-        #: Seconds after which results are emptied; None: never.
-        self.result_expires: float | None = None
         self.transient: list[str] = []
         self.claims = Claims(identity().id, options.poll)
+        self.duties = Duties(session, options, self.claims, self.transient)
+        #: Knows what the consumer has places for.
+        self.door = Door()
         self.trouble = Trouble()
+        self._patient_since: float | None = None
         self._credit = credit
-        self._duties = Duties()
-        self._idle_told = False
         self._mail = True  # a transient message may be waiting
+        self._mail_at = 0.0
         self._listening: set[str] = set()
         self._channels: dict[str, str] = {}
         self._serials = 0
         self._in_flight: list[Flight] = []
-
-    @property
-    def _heartbeat_limit(self) -> str:
-        # A plain consumer beats only while it drains; while it holds its lock it may take its time over a message.
-        if self.starts_on_delivery and not self.options.pooled:
-            return "7 days"
-        return f"{self.options.heartbeat_limit} seconds"
-
-    @property
-    def _owns_jobs(self) -> bool:
-        # A worker whose last consumer was cancelled still runs what it has; without a sign of life that would be taken away.
-        return bool(self.claims.queues) or not self.starts_on_delivery
 
     @property
     def _mail_interval(self) -> float:
@@ -85,6 +69,11 @@ class Cycle:
             return self.options.poll  # NOTIFY tells; this is for the case that it does not
         # Without LISTEN: a client of remote control waits one second in all, a worker may take its time.
         return min(self.options.poll, 0.5) if self.claims.queues else 0.05
+
+    @property
+    def starts_on_delivery(self) -> bool:
+        """Whether nobody but this connection starts the jobs it delivers."""
+        return self.duties.starts_on_delivery
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
@@ -95,10 +84,10 @@ class Cycle:
             if queue not in self.transient:
                 self.transient.append(queue)
             self._mail = True
-            self._duties.touch = 0.0
+            self.duties.touch_at = 0.0
         else:
             self.claims.add(queue)
-            self._duties.heartbeat = 0.0  # a claim needs a registered owner
+            self.duties.heartbeat_at = 0.0  # a claim needs a registered owner
 
     def unsubscribe(self, queue: str) -> None:
         """Stop reading this queue and forget what of it was not delivered yet; undelivered jobs go back."""
@@ -106,7 +95,7 @@ class Cycle:
             self.transient.remove(queue)
         if queue in self.claims.queues:
             self.claims.remove(queue)
-            self._duties.heartbeat = 0.0  # the registration tells who consumes what
+            self.duties.heartbeat_at = 0.0  # the registration tells who consumes what
         for delivery in [delivery for delivery in self.ready if delivery[0] == queue]:
             self.ready.remove(delivery)
             if job := delivery[1]["properties"].get("job"):
@@ -118,19 +107,16 @@ class Cycle:
         """The next batch; empty when there is nothing to say."""
         plan = Plan()
         self._plan_listening(plan)
-        self._plan_duties(plan, now)
+        self.duties.plan(plan, now)
         self._plan_settlements(plan)
         self._plan_claims(plan, now)
-        if self.transient and (self._mail or now >= self._duties.mail):
+        if self.transient and (self._mail or now >= self._mail_at):
             self._mail = False
-            self._duties.mail = now + self._mail_interval
+            self._mail_at = now + self._mail_interval
             plan.add((statement("fetch"), (text_array(self.transient), str(_MAX_BATCH))), self._take_mail)
-        for call in self._repairs:
-            plan.add(call, _ignore)
-        self._repairs.clear()
         if plan.calls and not plan.durable:
             plan.calls.insert(0, (statement("asynchronous_commit"), ()))
-            plan.takers.insert(0, _ignore)
+            plan.takers.insert(0, ignore)
         return plan
 
     def _plan_listening(self, plan: Plan) -> None:
@@ -142,45 +128,9 @@ class Cycle:
             plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()), self._take_listening)
             self._mail = True
         for channel in self._listening - wanted:
-            plan.add((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), _ignore)
+            plan.add((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), ignore)
             self._channels.pop(channel, None)
         self._listening = wanted
-
-    def _plan_duties(self, plan: Plan, now: float) -> None:
-        options, duties = self.options, self._duties
-        if self._owns_jobs:
-            self._plan_registration(plan, now)
-            if now >= duties.rescue:
-                duties.rescue = now + options.rescue
-                plan.add((statement("rescue"), (identity().id, _GRACE)), self._take_lost)
-                plan.add((statement("next_death"), (_GRACE,)), self._take_next_death)
-            if not self.starts_on_delivery and now >= duties.retire:
-                duties.retire = now + options.retire
-                plan.add((statement("retire"), tuple(map(_interval, (
-                    options.keep_completed, options.keep_failed, self.result_expires)))), _ignore)
-        if self.transient and now >= duties.touch:
-            duties.touch = now + options.touch
-            plan.add((statement("touch"), (text_array(self.transient),)), self._take_missing)
-        if (self.transient or self._owns_jobs) and now >= duties.reap:
-            duties.reap = now + options.reap
-            plan.add((statement("reap"), ()), _ignore)
-
-    def _plan_registration(self, plan: Plan, now: float) -> None:
-        options, duties, me = self.options, self._duties, identity()
-        if not options.pooled and me.lock_holder is None and now >= duties.lock:
-            duties.lock = now + 1.0  # after a cut the server may still believe in our old session
-            plan.add((statement("hold_lock"), (me.id,)), self._take_lock)
-        if now >= duties.heartbeat or self._idle_told != self.claims.idle:
-            duties.heartbeat = now + options.heartbeat
-            self._idle_told = self.claims.idle
-            plan.add(self.heartbeat(), _ignore)
-
-    def heartbeat(self) -> Call:
-        """A sign of life, which also tells what this process consumes."""
-        me = identity()
-        return (statement("heartbeat"), (
-            me.id, me.name, str(me.pid), me.host, text_array(self.claims.queues), "t" if self.claims.idle else "f",
-            "t" if me.lock_holder == id(self.session) else "f", self._heartbeat_limit))
 
     def _plan_settlements(self, plan: Plan) -> None:
         if not self.settlements:
@@ -211,22 +161,27 @@ class Cycle:
             if credit > 0:
                 groups.setdefault(credit, []).append(queue)
         for credit, queues in groups.items():
-            calls = self.claims.calls(credit, queues, now)
+            places = self.door.places(credit)
+            if not places.limit:
+                continue
+            calls = self.claims.calls(places, queues, now)
+            plan.durable = plan.durable or places.starts_once > 0
             answers: list[list[Row]] = []
 
             def taker(rows: list[Row], answers: list[list[Row]] = answers, expected: int = len(calls),
-                      credit: int = credit) -> None:
+                      limit: int = places.limit) -> None:
                 answers.append(rows)
                 if len(answers) == expected:
-                    self._take_jobs(answers[0], answers[1] if expected > 1 else None, credit)
+                    self._take_jobs(answers[0], answers[1] if expected > 1 else None, limit)
 
             for call in calls:
                 plan.add(call, taker)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _take_jobs(self, rows: list[Row], due: list[Row] | None, credit: int) -> None:
-        self.claims.took(rows, due, credit, monotonic())
+    def _take_jobs(self, rows: list[Row], due: list[Row] | None, limit: int) -> None:
+        self.claims.took(rows, due, limit, monotonic())
+        self.door.claimed(sum(row[16] is not None for row in rows))
         for row in rows:
             assert row[2] is not None
             try:
@@ -253,26 +208,6 @@ class Cycle:
         self._mail = True
         self.claims.wake()
 
-    def _take_missing(self, rows: list[Row]) -> None:
-        # A task of the solo pool, or a suspended machine, kept this process from touching its queues in time.
-        for queue in (row[0] for row in rows):
-            if queue in self.transient:
-                self._repairs += self.restoration(queue)
-
-    def _take_lock(self, rows: list[Row]) -> None:
-        if rows[0][0] == "t":
-            identity().lock_holder = id(self.session)
-            self._duties.heartbeat = 0.0
-
-    def _take_lost(self, rows: list[Row]) -> None:
-        if rows:
-            self.on_lost(rows)
-
-    def _take_next_death(self, rows: list[Row]) -> None:
-        # Found free once, a lock is looked at again when its time is over, not up to an interval later.
-        if rows[0][0] is not None:
-            self._duties.rescue = min(self._duties.rescue, monotonic() + max(0.0, float(rows[0][0])) + 0.01)
-
     def _take(self, plan: Plan, answers: list[list[Row]]) -> None:
         self.trouble.over()
         for taker, rows in zip(plan.takers, answers, strict=True):
@@ -283,8 +218,9 @@ class Cycle:
     def pump(self) -> None:
         """Send the next batch unless one is in flight. Never waits."""
         now = monotonic()
-        if self.session.busy or now < self.trouble.until:
+        if self.session.busy or now < self.trouble.until or not self._has_to_speak(now):
             return
+        self._patient_since = None
         plan = self.plan(now)
         if plan.calls:
             try:
@@ -292,6 +228,20 @@ class Cycle:
             except psycopg.Error:
                 self.lost_connection()
                 raise
+
+    def _has_to_speak(self, now: float) -> bool:
+        """Whether the next batch should go out. Claims and completions wait a moment for more while the pool has enough to do:
+        a batch costs the server several times what one more job in it does.
+        """
+        if now >= self._next_duty() or self.settlements.urgent:
+            return True
+        if not (self.settlements or self.claims.due(now)):
+            return False
+        if not self.door.enough(len(self.ready)):
+            return True
+        if self._patient_since is None:
+            self._patient_since = now
+        return now >= self._patient_since + _PATIENCE
 
     def on_readable(self) -> None:
         """Take in what the server sent. Raises psycopg.Error when the connection failed, SchemaError."""
@@ -319,7 +269,8 @@ class Cycle:
             return False
         self._put_back()
         self.trouble.met(error)
-        self._duties, self._mail = Duties(), True
+        self._mail = True
+        self.duties.again()
         self.claims.wake()
         return True
 
@@ -336,14 +287,10 @@ class Cycle:
             raise
         self.hear()
 
-    def judge_later(self, seconds: float) -> None:
-        """Take nobody for dead before that: after an outage the others need a moment to come back, too."""
-        self._duties.rescue = monotonic() + seconds
-
     def register(self) -> None:
         """Make this process a known owner of jobs, for a claim outside of the cycle."""
         plan = Plan()
-        self._plan_registration(plan, monotonic())
+        self.duties.plan_registration(plan, monotonic())
         if plan.calls:
             self._take(plan, self.session.run(*plan.calls))
 
@@ -360,14 +307,18 @@ class Cycle:
 
     def next_deadline(self, now: float) -> float:
         """When something is to be done even if nothing happens, in monotonic seconds."""
-        duties, deadlines = self._duties, [now + self.options.poll]
-        if self._owns_jobs:
-            deadlines += [duties.heartbeat, duties.rescue, duties.reap]
-            if any(credit is None or credit > 0 for credit in map(self._credit, self.claims.queues)):
-                deadlines.append(self.claims.next_look)
-        if self.transient:
-            deadlines += [duties.touch, duties.reap, now if self._mail else duties.mail]
-        return max(min(deadlines), self.trouble.until)
+        at = min(self._next_duty(), now + self.options.poll)
+        if self._patient_since is not None:
+            at = min(at, self._patient_since + _PATIENCE)
+        elif self.duties.owns_jobs and not self.door.full() and any(
+                credit is None or credit > 0 for credit in map(self._credit, self.claims.queues)):
+            at = min(at, self.claims.next_look)
+        return max(at, self.trouble.until)
+
+    def _next_duty(self) -> float:
+        if not self.transient:
+            return self.duties.next
+        return 0.0 if self._mail else min(self.duties.next, self._mail_at)
 
     def _put_back(self) -> None:
         while self._in_flight:
@@ -380,16 +331,3 @@ class Cycle:
         me = identity()
         if me.lock_holder == id(self.session):
             me.lock_holder = None
-
-
-def _interval(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{seconds} seconds"
-
-
-def _nothing_to_restore(_queue: str) -> list[Call]:
-    """A consumer without entities of its own."""
-    return []
-
-
-def _ignore(rows: list[Row]) -> None:
-    """An answer that nobody waits for."""

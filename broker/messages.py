@@ -109,7 +109,7 @@ def decode_job(row: Row) -> dict[str, Any]:
     may have edited them.
     """
     (id_, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id, expires, reply_to, envelope,
-     payload, binary, _, suspect) = row
+     payload, binary, _, suspect, start) = row
     message = _message(envelope, payload, binary)
     headers, properties = message["headers"], message["properties"]
     expiry = _expiry(expires)
@@ -129,6 +129,8 @@ def decode_job(row: Row) -> dict[str, Any]:
     message["queue"] = queue
     properties["job"] = {"id": id_, "lease": lease, "attempts": int(attempts or 0), "max_attempts": int(max_attempts or 1),
                          "expires": expiry, "suspect": suspect == "t", "task": task_name, "task_id": task_id}
+    if start is not None:
+        properties["job"]["start"] = int(start)
     return message
 
 

@@ -166,6 +166,8 @@ def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
             self._message.properties["job"]["stored"] = here and not self.ignore_result
         result = on_success(self, failed__retval__runtime, **kwargs)
         if not failed__retval__runtime[0]:
+            if self.job_gate is not None:
+                self.job_gate.pace.note(self.name, failed__retval__runtime[2])
             self.end()
         return result
 

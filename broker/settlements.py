@@ -99,6 +99,12 @@ class Settlements:
         flight = self._next
         return bool(flight.completed or flight.released or flight.failed or flight.starts or flight.doubtful)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether there is more to tell than that jobs are done."""
+        flight = self._next
+        return bool(flight.failed or flight.starts or flight.released or flight.doubtful)
+
     def complete(self, lease: Lease) -> None:
         """The job is done."""
         with self._lock:

@@ -69,7 +69,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.settlements = settlements_for(settings.conninfos(client))
         self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
-        self.cycle_.restoration = self.topology.restoration
+        self.cycle_.duties.restoration = self.topology.restoration
         self._loop: Any = None
         self._loop_thread = 0
         self._timer: Any = None
@@ -103,7 +103,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             raise
         if found is not self.settings:
             self.settings = found
-            self.cycle_.options, self.cycle_.claims.slowest = found.options, found.options.poll
+            self.cycle_.options = self.cycle_.duties.options = found.options
+            self.cycle_.claims.slowest = found.options.poll
 
     def close_connection(self, connection: Any) -> None:
         """Give back what was not finished and close; never raises on a dead connection."""
@@ -320,7 +321,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """A sign of life while a worker waits for its last jobs: the loop turns no more then, Celery only fires its timers."""
         if self._loop is not None and not self._closed and not any(channel.consuming for channel in self.channels):
             with contextlib.suppress(psycopg.Error, OSError):
-                self.run(self.cycle_.heartbeat())
+                self.run(self.cycle_.duties.heartbeat())
 
     def _on_tick(self) -> None:
         if self._loop is None or self._closed:
@@ -348,7 +349,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             return
         self.cycle_.on_readable()
         while self._deliver_next():
-            pass
+            if self.settlements:  # the solo pool has run the job meanwhile; telling so need not wait for the others
+                self.cycle_.pump()
         self.cycle_.pump()
         self._arm()
 

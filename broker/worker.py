@@ -7,20 +7,18 @@ Celery offers, and needs nothing from the application: a bootstep of the consume
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
-from threading import Lock
 from typing import Any
 
 import psycopg
 from celery import bootsteps, signals
-from celery.worker import state as worker_state
 from celery.worker.heartbeat import Heart
 
 from celery_jobqueue.broker.comeback import coming_back, outage
 from celery_jobqueue.broker.endings import mark_unreadable, tell_celery, unreadable
+from celery_jobqueue.broker.gate import Gate
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.logs import install as _install_in_logs
 from celery_jobqueue.broker.pulse import Pulse
@@ -29,104 +27,12 @@ from celery_jobqueue.broker.retries import retry_automatically
 from celery_jobqueue.broker.settlements import Failure, Lease, describe
 from celery_jobqueue.db.url import masked
 
-__all__ = ["Gate", "JobQueueStep", "install"]
+__all__ = ["JobQueueStep", "install"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds. After a longer outage of ours others may have had it too, and get as long to come back before they count as dead.
 _BRIEF = 3.0
-
-
-class Gate:
-    """Lets a request into the pool once its start is in the database.
-
-    The start must be there before the task's first instruction, or a job that kills its worker would never be counted;
-    Celery's own `on_accepted` comes when the task already runs. With late acknowledgement one job per process is started
-    ahead, so that the round trip is hidden behind the running one; a job acknowledged early would be lost by that if the
-    worker died before it ran.
-
-    A suspect (its worker died while it ran) goes in alone at its last attempt: once all others are over, and nobody follows
-    until it is over itself. So nobody is failed for a death that was another job's.
-    """
-
-    def __init__(self, consumer: Any, enter_pool: Any) -> None:
-        self._consumer = consumer
-        self._enter_pool = enter_pool
-        self._waiting: deque[Any] = deque()
-        self._inside: set[Any] = set()
-        self._lock = Lock()  # the threads pool reports from its own threads
-        self.transport: Any = None
-
-    def _room(self, request: Any) -> int:
-        processes = self._consumer.pool.num_processes or 1
-        # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task. A full
-        # pool of greenlets makes whoever enters it wait, and the consumer that waits there neither beats nor settles.
-        pool = self._consumer.pool
-        waits = pool.is_green or pool.__class__.__module__ == "celery.concurrency.solo"
-        return int(processes if waits or not request.task.acks_late else 2 * processes)
-
-    def request(self, request: Any) -> Any:
-        """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
-        if getattr(request.message, "lease", None) is None:
-            return self._enter_pool(request)
-        request.job_gate = self
-        with self._lock:
-            self._waiting.append(request)
-        self._advance()
-        return None
-
-    def done(self, request: Any) -> None:
-        """A request is over, whatever became of it."""
-        with self._lock:
-            self._inside.discard(request)
-        self._advance()
-
-    def reset(self) -> None:
-        """The connection was replaced: Celery has forgotten every request that does not run yet."""
-        with self._lock:
-            self._waiting.clear()
-            running = {request for request in self._inside if request in worker_state.active_requests}
-            self.transport.settlements.forget_starts()
-            for request in self._inside - running:
-                self.transport.settlements.release(request.message.lease)
-            self._inside = running
-
-    def _advance(self) -> None:
-        # Nothing that takes another lock happens under ours.
-        while (request := self._next()) is not None:
-            if request.revoked():  # or expired; the request has said so, and no attempt is used
-                with self._lock:
-                    self._inside.discard(request)
-                continue
-            self.transport.settlements.start(
-                request.message.lease, not request.task.acks_late,
-                lambda *counts, request=request: self._started(request, *counts))
-            self.transport.settle_soon()
-
-    def _next(self) -> Any | None:
-        with self._lock:
-            if not self._waiting or len(self._inside) >= self._room(self._waiting[0]):
-                return None
-            if self._inside and any(map(_runs_alone, (self._waiting[0], *self._inside))):
-                return None
-            request = self._waiting.popleft()
-            self._inside.add(request)
-            return request
-
-    def _started(self, request: Any, attempts: int, max_attempts: int, start: int) -> None:
-        if not attempts:
-            # Reset by hand, deleted, or given to somebody else meanwhile: not ours any more.
-            logger.warning("job %s was taken from this worker before it started", request.message.lease.id,
-                           extra=request.message.lease.about)
-            request.drop()
-            return
-        request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
-        try:
-            self._enter_pool(request)
-        except Exception as error:  # a header that somebody wrote by hand
-            request.message.failure = Failure(f"the message cannot be read: {describe(error)}")
-            mark_unreadable(self._consumer.app, request.message.lease, request.id, error)
-            request.give_up()
 
 
 class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -153,23 +59,24 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         me = identity()
         me.name = consumer.hostname
         transport.settlements.worker = consumer.hostname
-        transport.cycle_.starts_on_delivery = False
-        transport.cycle_.on_lost = lambda rows: tell_celery(consumer.app, rows)
+        transport.cycle_.duties.starts_on_delivery = False
+        transport.cycle_.duties.on_lost = lambda rows: tell_celery(consumer.app, rows)
         transport.cycle_.on_unreadable = lambda id_, lease, task_id, error: unreadable(
             consumer.app, transport.settlements, Lease(id_, lease), task_id, error)
-        transport.cycle_.result_expires = _seconds(consumer.app.conf.result_expires)
+        transport.cycle_.duties.result_expires = _seconds(consumer.app.conf.result_expires)
+        transport.cycle_.door = self.gate
         self.gate.transport = transport
         self.gate.reset()
         self._claim_identity(transport.cycle_)
         if _is_solo(consumer):
-            self._pulse = Pulse(transport.settings, transport.cycle_.heartbeat)
+            self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat)
             self._pulse.start()
 
     @staticmethod
     def _claim_identity(cycle: Any) -> None:
         """At once: steps that start after this one may take seconds, and others take us for dead 3 s after our lock has gone."""
         if outage() > _BRIEF:
-            cycle.judge_later(_BRIEF)
+            cycle.duties.judge_later(_BRIEF)
         try:
             cycle.register()
         except psycopg.Error as error:
@@ -195,12 +102,6 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.stop(consumer)
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
-
-
-def _runs_alone(request: Any) -> bool:
-    job = request.message.properties["job"]
-    last = job["attempts"] >= job["max_attempts"] - (0 if job.get("start") else 1)  # counted by its start
-    return bool(job["suspect"] and last)
 
 
 def _is_solo(consumer: Any) -> bool:

@@ -18,8 +18,12 @@ select set_config('synchronous_commit', 'off', true);
 
 -- name: claim
 select id, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id,
-       extract(epoch from expires_at), reply_to, envelope, payload, payload_binary, run_at, suspect
-  from jobqueue.claim($1::uuid, $2::integer, $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[]);
+       extract(epoch from expires_at), reply_to, envelope, payload, payload_binary, run_at, suspect, start
+  from jobqueue.claim($1::uuid, $2::integer, $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[],
+                      $7::text, $8::integer, $9::text[], $10::integer, $11::text[]);
+
+-- name: hold
+select jobqueue.hold($1::uuid, $2::uuid);
 
 -- name: next_due
 select jobqueue.next_due($1::text[]);

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from celery_jobqueue.broker.claims import Claims, text_array
+from celery_jobqueue.broker.claims import Claims, Places, text_array
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.sql import Statement
 from celery_jobqueue.db.url import libpq_dsn
@@ -27,7 +27,7 @@ def claims_of(*queues: str) -> Claims:
 
 def row(number: int, queue: str = "a", priority: int = 5) -> Row:
     """What the claim statement returns for a job, as far as Claims reads it."""
-    values: list[str | None] = [None] * 15
+    values: list[str | None] = [None] * 17
     values[0], values[2], values[3] = str(uuid.UUID(int=number)), queue, str(priority)
     values[14] = f"2026-01-01 00:00:{number:02d}+00"
     return tuple(values)
@@ -39,7 +39,7 @@ def looks(claims: Claims, start: float, seconds: float, found: int = 0, limit: i
     while now < start + seconds:
         assert claims.due(now)
         moments.append(now)
-        claims.calls(limit, claims.queues, now)
+        claims.calls(Places(limit), claims.queues, now)
         claims.took([row(n) for n in range(found)], None, limit, now)
         if claims.next_look > now:
             assert not claims.due(now)
@@ -150,7 +150,7 @@ def session(database_url: str) -> Iterator[Session]:
 
 def look(claims: Claims, session: Session, limit: int, now: float) -> list[str]:
     """One look: the names of the jobs that it claimed."""
-    answers = session.run(*claims.calls(limit, claims.queues, now))
+    answers = session.run(*claims.calls(Places(limit), claims.queues, now))
     claims.took(answers[0], answers[1] if len(answers) > 1 else None, limit, now)
     return [str(found[7]) for found in answers[0]]
 

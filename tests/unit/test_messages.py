@@ -94,7 +94,7 @@ def test_a_body_comes_back_as_it_was(body: str) -> None:
         import base64
 
         binary = "\\x" + base64.b64decode(row["payload_base64"]).hex()
-    claimed = ("1", "2", "q", "5", "0", "3", "f", "t.x", "1", None, None, row["envelope"], row["payload"], binary, "x", "f")
+    claimed = ("1", "2", "q", "5", "0", "3", "f", "t.x", "1", None, None, row["envelope"], row["payload"], binary, "x", "f", None)
     decoded = decode_job(claimed)
     got = decoded["body"]
     assert (got if isinstance(got, str) else got.decode("utf-8", "surrogatepass")) == body
@@ -112,14 +112,14 @@ def test_unknown_properties_are_left_out_and_odd_headers_refused() -> None:
 
 def test_a_row_enqueued_from_sql_is_a_celery_message() -> None:
     row = ("1", "2", "q", "3", "1", "4", "t", "t.x", "task-1", "1893456000", "client", None, '[[1], {"a": 2}, {}]', None, "x",
-           "t")
+           "t", "7")
     decoded = decode_job(row)
     assert decoded["headers"]["task"] == "t.x"
     assert decoded["headers"]["id"] == "task-1"
     assert decoded["headers"]["expires"].startswith("2030-01-01")
     assert decoded["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q", "redelivered": True}
     assert decoded["properties"]["job"] == {"id": "1", "lease": "2", "attempts": 1, "max_attempts": 4, "expires": 1893456000.0,
-                                            "suspect": True, "task": "t.x", "task_id": "task-1"}
+                                            "suspect": True, "task": "t.x", "task_id": "task-1", "start": 7}
 
 
 @pytest.mark.parametrize(("body", "ids"), [

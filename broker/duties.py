@@ -1,0 +1,163 @@
+"""What a consuming connection has to do from time to time: be seen alive, take back the jobs of the dead, clean up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from time import monotonic
+
+from celery_jobqueue.broker.claims import Claims, text_array
+from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.options import Options
+from celery_jobqueue.broker.session import Call, Row, Session
+from celery_jobqueue.broker.sql import statement
+
+__all__ = ["Duties", "Plan", "ignore"]
+
+_GRACE = "3 seconds"  # so long a worker's lock may be free (a cut connection) before its jobs are taken back
+
+
+@dataclass(slots=True)
+class Plan:
+    """The statements of one batch, each with the function that takes its answer."""
+
+    calls: list[Call] = field(default_factory=list)
+    takers: list[Callable[[list[Row]], None]] = field(default_factory=list)
+    durable: bool = False
+
+    def add(self, call: Call, taker: Callable[[list[Row]], None]) -> None:
+        """One more statement."""
+        self.calls.append(call)
+        self.takers.append(taker)
+
+
+class Duties:
+    """The periodic statements of one connection. transient: the transient queues that it reads, a list that its owner changes."""
+
+    def __init__(self, session: Session, options: Options, claims: Claims, transient: list[str]) -> None:
+        self._session = session
+        self.options = options
+        self._claims = claims
+        self._transient = transient
+        #: A worker starts its jobs itself; for every other consumer delivering a job is starting it.
+        self.starts_on_delivery = True
+        #: Told the jobs that have ended because their worker died.
+        self.on_lost: Callable[[list[Row]], None] = ignore
+        #: How to declare a transient queue again that was reaped although it has a consumer.
+        self.restoration: Callable[[str], list[Call]] = _nothing_to_restore
+        #: Seconds after which results are emptied; None: never.
+        self.result_expires: float | None = None
+        self._repairs: list[Call] = []
+        self._idle_told = False
+        # When each is due, in monotonic seconds.
+        self.heartbeat_at = self.lock_at = self.rescue_at = self.touch_at = self.reap_at = self.retire_at = 0.0
+
+    def again(self) -> None:
+        """Everything is due: nobody knows what became of the last batch."""
+        self.heartbeat_at = self.lock_at = self.rescue_at = self.touch_at = self.reap_at = self.retire_at = 0.0
+
+    def judge_later(self, seconds: float) -> None:
+        """Take nobody for dead before that: after an outage the others need a moment to come back, too."""
+        self.rescue_at = monotonic() + seconds
+
+    @property
+    def owns_jobs(self) -> bool:
+        """Whether this connection may hold jobs."""
+        # A worker whose last consumer was cancelled still runs what it has; without a sign of life that would be taken away.
+        return bool(self._claims.queues) or not self.starts_on_delivery
+
+    @property
+    def next(self) -> float:
+        """When the next duty is due, in monotonic seconds; infinity when there is none."""
+        if self._repairs:
+            return 0.0
+        at = inf
+        if self.owns_jobs:
+            if self._idle_told != self._claims.idle:
+                return 0.0
+            at = min(self.heartbeat_at, self.rescue_at, self.reap_at, inf if self.starts_on_delivery else self.retire_at)
+            if not self.options.pooled and identity().lock_holder is None:
+                at = min(at, self.lock_at)
+        return min(at, self.touch_at, self.reap_at) if self._transient else at
+
+    def plan(self, plan: Plan, now: float) -> None:
+        """Put in what is due at this moment."""
+        options = self.options
+        if self.owns_jobs:
+            self.plan_registration(plan, now)
+            if now >= self.rescue_at:
+                self.rescue_at = now + options.rescue
+                plan.add((statement("rescue"), (identity().id, _GRACE)), self._take_lost)
+                plan.add((statement("next_death"), (_GRACE,)), self._take_next_death)
+            if not self.starts_on_delivery and now >= self.retire_at:
+                self.retire_at = now + options.retire
+                plan.add((statement("retire"), tuple(map(_interval, (
+                    options.keep_completed, options.keep_failed, self.result_expires)))), ignore)
+        if self._transient and now >= self.touch_at:
+            self.touch_at = now + options.touch
+            plan.add((statement("touch"), (text_array(self._transient),)), self._take_missing)
+        for call in self._repairs:
+            plan.add(call, ignore)
+        self._repairs.clear()
+        if (self._transient or self.owns_jobs) and now >= self.reap_at:
+            self.reap_at = now + options.reap
+            plan.add((statement("reap"), ()), ignore)
+
+    def plan_registration(self, plan: Plan, now: float) -> None:
+        """Become a known owner of jobs, and stay one."""
+        options, me = self.options, identity()
+        if not options.pooled and me.lock_holder is None and now >= self.lock_at:
+            self.lock_at = now + 1.0  # after a cut the server may still believe in our old session
+            plan.add((statement("hold_lock"), (me.id,)), self._take_lock)
+        if now >= self.heartbeat_at or self._idle_told != self._claims.idle:
+            self.heartbeat_at = now + options.heartbeat
+            self._idle_told = self._claims.idle
+            plan.add(self.heartbeat(), ignore)
+
+    def heartbeat(self) -> Call:
+        """A sign of life, which also tells what this process consumes."""
+        me = identity()
+        return (statement("heartbeat"), (
+            me.id, me.name, str(me.pid), me.host, text_array(self._claims.queues), "t" if self._claims.idle else "f",
+            "t" if me.lock_holder == id(self._session) else "f", self._heartbeat_limit))
+
+    @property
+    def _heartbeat_limit(self) -> str:
+        # A plain consumer beats only while it drains; while it holds its lock it may take its time over a message.
+        if self.starts_on_delivery and not self.options.pooled:
+            return "7 days"
+        return f"{self.options.heartbeat_limit} seconds"
+
+    def _take_missing(self, rows: list[Row]) -> None:
+        # A task of the solo pool, or a suspended machine, kept this process from touching its queues in time.
+        for queue in (row[0] for row in rows):
+            if queue in self._transient:
+                self._repairs += self.restoration(queue)
+
+    def _take_lock(self, rows: list[Row]) -> None:
+        if rows[0][0] == "t":
+            identity().lock_holder = id(self._session)
+            self.heartbeat_at = 0.0
+
+    def _take_lost(self, rows: list[Row]) -> None:
+        if rows:
+            self.on_lost(rows)
+
+    def _take_next_death(self, rows: list[Row]) -> None:
+        # Found free once, a lock is looked at again when its time is over, not up to an interval later.
+        if rows[0][0] is not None:
+            self.rescue_at = min(self.rescue_at, monotonic() + max(0.0, float(rows[0][0])) + 0.01)
+
+
+def _interval(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds} seconds"
+
+
+def _nothing_to_restore(_queue: str) -> list[Call]:
+    """A consumer without entities of its own."""
+    return []
+
+
+def ignore(rows: list[Row]) -> None:
+    """An answer that nobody waits for."""

@@ -1,0 +1,223 @@
+"""The way of a request into the worker's pool: a job is started in the database before it is started here."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from threading import Lock
+from typing import Any
+
+from celery.worker import state as worker_state
+
+from celery_jobqueue.broker.claims import Door, Places, text_array
+from celery_jobqueue.broker.endings import mark_unreadable
+from celery_jobqueue.broker.settlements import Failure, describe
+
+__all__ = ["Gate", "Pace"]
+
+logger = logging.getLogger(__name__)
+
+#: A task that is over within this many seconds, slow runs of late included, is quick: what is started ahead of a free process
+#: then runs before anybody can see that it does not. For slower ones a round trip more does not count.
+_QUICK = 0.02
+_MOST_QUICK = 50  # tasks; their names travel with every claim
+
+
+class Pace:
+    """How long tasks take. A slow run is remembered for long: after one of a minute it takes some eighty quick ones."""
+
+    def __init__(self) -> None:
+        self._slowest: dict[str, float] = {}
+        #: Names of quick tasks.
+        self.quick: set[str] = set()
+
+    def note(self, name: str, seconds: float) -> None:
+        """A run of the task took this long."""
+        slowest = self._slowest[name] = max(seconds, 0.9 * self._slowest.get(name, 0.0))
+        if slowest >= _QUICK:
+            self.quick.discard(name)
+        elif len(self.quick) < _MOST_QUICK:
+            self.quick.add(name)
+
+
+class Gate(Door):
+    """Lets a request into the pool once its start is in the database.
+
+    The start must be there before the task's first instruction, or a job that kills its worker would never be counted;
+    Celery's own `on_accepted` comes when the task already runs. With late acknowledgement one job per process is started
+    ahead, so that the round trip is hidden behind the running one; a job acknowledged early would be lost by that if the
+    worker died before it ran.
+
+    Tasks that are known to be quick (Pace) are started by their claim already, as many as the prefetch window has places: an
+    update and a round trip less for each job, and more jobs in each round trip. They come here started.
+
+    A suspect (its worker died while it ran) goes in alone at its last attempt: once all others are over, and nobody follows
+    until it is over itself. So nobody is failed for a death that was another job's.
+    """
+
+    def __init__(self, consumer: Any, enter_pool: Any) -> None:
+        self._consumer = consumer
+        self._enter_pool = enter_pool
+        self._waiting: deque[Any] = deque()
+        self._inside: dict[Any, bool] = {}  # requests, and whether each is one of a quick task
+        self._promised = 0  # jobs that the claim in flight may start
+        self._lock = Lock()  # the threads pool reports from its own threads
+        self._names: tuple[list[str], list[str]] = [], []
+        self._arrays = "{}", "{}"
+        self.pace = Pace()
+        self.transport: Any = None
+
+    # -- what the cycle asks ------------------------------------------------------------------------------------------
+
+    def places(self, credit: int) -> Places:
+        """What to claim, and what of it is started with its claim."""
+        self._learn()
+        late, once = self._arrays
+        with self._lock:
+            self._promised = 0
+            if self.full():
+                places = Places(0)
+            elif self._waiting or not all(self._inside.values()) or any(map(_runs_alone, self._inside)):
+                places = Places(credit)
+            else:
+                free = max(0, self._processes - len(self._inside))
+                starts = min(credit, free) if self._consumer.pool.is_green else credit
+                starts_once = min(free, credit) if self._names[1] else 0
+                self._promised = starts_once or (1 if self._names[0] else 0)
+                places = Places(credit if self._names[0] or not starts_once else starts_once,
+                                self.transport.settlements.worker, starts if self._names[0] else 0, late, starts_once, once)
+        if self._waiting:
+            self._advance()
+        return places
+
+    def claimed(self, starts: int) -> None:
+        """Started jobs are on their way here."""
+        self._promised = starts
+        if not starts and self._waiting:
+            self._advance()
+
+    def enough(self, undelivered: int) -> bool:
+        """Whether more than half of the prefetch window is still to be worked on."""
+        return len(self._inside) + undelivered > max(self._processes, self._window // 2)
+
+    def full(self) -> bool:
+        """Whether quick tasks that are acknowledged early have all processes: nothing is started ahead of these, and what was
+        claimed beforehand could only cost an update more.
+        """
+        late, once = self._names
+        return bool(once and not late and (self._waiting or len(self._inside) >= self._processes) and all(self._inside.values()))
+
+    def unfit(self, raw: dict[str, Any]) -> bool:
+        """Whether Celery will not run it: it knows no such task, or it was revoked."""
+        headers = raw["headers"]
+        return (headers.get("task") not in self._consumer.app.tasks or headers.get("id") in worker_state.revoked
+                or bool(worker_state.revoked_stamps))
+
+    def _learn(self) -> None:
+        tasks, buckets = self._consumer.app.tasks, self._consumer.task_buckets
+        late: list[str] = []
+        once: list[str] = []
+        for name in self.pace.quick:
+            if name in tasks and buckets[name] is None:  # a rate limit makes it wait here
+                (late if tasks[name].acks_late else once).append(name)
+        if (late, once) != self._names:
+            self._names, self._arrays = (late, once), (text_array(late), text_array(once))
+
+    @property
+    def _window(self) -> int:
+        return int(self._consumer.qos.value)  # the prefetch count
+
+    @property
+    def _processes(self) -> int:
+        return int(self._consumer.pool.num_processes or 1)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _room(self, request: Any) -> int:
+        pool = self._consumer.pool
+        # What is acknowledged early would be lost if the worker died before it ran. A full pool of greenlets makes whoever enters
+        # it wait, and the consumer that waits there neither beats nor settles.
+        if pool.is_green or not request.task.acks_late:
+            return self._processes
+        if request.name in self.pace.quick and all(self._inside.values()):
+            return max(2 * self._processes, self._window)
+        # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task.
+        return self._processes if pool.__class__.__module__ == "celery.concurrency.solo" else 2 * self._processes
+
+    def request(self, request: Any) -> Any:
+        """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
+        if getattr(request.message, "lease", None) is None:
+            return self._enter_pool(request)
+        request.job_gate = self
+        if request.message.properties["job"].get("start"):  # by its claim
+            with self._lock:
+                self._promised = max(0, self._promised - 1)
+                self._inside[request] = True
+            return self._enter(request)
+        with self._lock:
+            self._waiting.append(request)
+        self._advance()
+        return None
+
+    def done(self, request: Any) -> None:
+        """A request is over, whatever became of it."""
+        with self._lock:
+            self._inside.pop(request, None)
+        self._advance()
+
+    def reset(self) -> None:
+        """The connection was replaced: Celery has forgotten every request that does not run yet."""
+        with self._lock:
+            self._waiting.clear()
+            self._promised = 0
+            running = {request: quick for request, quick in self._inside.items() if request in worker_state.active_requests}
+            self.transport.settlements.forget_starts()
+            for request in self._inside.keys() - running.keys():
+                self.transport.settlements.release(request.message.lease)
+            self._inside = running
+
+    def _advance(self) -> None:
+        # Nothing that takes another lock happens under ours.
+        while (request := self._next()) is not None:
+            if request.revoked():  # or expired; the request has said so, and no attempt is used
+                with self._lock:
+                    self._inside.pop(request, None)
+                continue
+            self.transport.settlements.start(
+                request.message.lease, not request.task.acks_late,
+                lambda *counts, request=request: self._started(request, *counts))
+            self.transport.settle_soon()
+
+    def _next(self) -> Any | None:
+        with self._lock:
+            if not self._waiting or len(self._inside) + self._promised >= self._room(self._waiting[0]):
+                return None
+            if (self._inside or self._promised) and any(map(_runs_alone, (self._waiting[0], *self._inside))):
+                return None
+            request = self._waiting.popleft()
+            self._inside[request] = request.name in self.pace.quick
+            return request
+
+    def _started(self, request: Any, attempts: int, max_attempts: int, start: int) -> None:
+        if not attempts:
+            # Reset by hand, deleted, or given to somebody else meanwhile: not ours any more.
+            logger.warning("job %s was taken from this worker before it started", request.message.lease.id,
+                           extra=request.message.lease.about)
+            request.drop()
+            return
+        request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
+        self._enter(request)
+
+    def _enter(self, request: Any) -> None:
+        try:
+            self._enter_pool(request)
+        except Exception as error:  # a header that somebody wrote by hand
+            request.message.failure = Failure(f"the message cannot be read: {describe(error)}")
+            mark_unreadable(self._consumer.app, request.message.lease, request.id, error)
+            request.give_up()
+
+
+def _runs_alone(request: Any) -> bool:
+    job = request.message.properties["job"]
+    last = job["attempts"] >= job["max_attempts"] - (0 if job.get("start") else 1)  # counted by its start
+    return bool(job["suspect"] and last)

@@ -45,7 +45,7 @@ def cut_beyond_the_grace(arena: Arena) -> None:
     with CuttingProxy(arena.url) as proxy:
         near, far = _workers(arena, proxy)
         hits, limit, taken = 0, 1 if arena.jobs < 100 else 4, 0
-        with Traffic(arena, over=6 if arena.jobs < 100 else 60) as traffic:
+        with Traffic(arena, over=6 if arena.jobs < 100 else 30) as traffic:
             while traffic.publishing and hits < limit:
                 arena.publish(2 * _PROCESSES, seconds=(7.0, 9.0), priority=1)
                 arena.pause(0.5, 2.0)
@@ -71,7 +71,7 @@ def restarted_pooler(arena: Arena) -> None:
     url = pooler.url(arena.url)
     running = [arena.start_worker("-c", str(_PROCESSES), url=url) for _ in range(2)]
     hits, limit = 0, 1 if arena.jobs < 100 else 12
-    with Traffic(arena, url, over=5 if arena.jobs < 100 else 60) as traffic:
+    with Traffic(arena, url, over=5 if arena.jobs < 100 else 30) as traffic:
         while traffic.publishing and hits < limit:
             arena.pause(0.5, 4.0)
             pooler.stop()
@@ -136,7 +136,7 @@ def _cut(arena: Arena, seconds: float, hits: int) -> None:
     with CuttingProxy(arena.url) as proxy:
         near, far = _workers(arena, proxy)
         settings = {"broker_transport_options": _TENTH} if arena.jobs < 100 else {}
-        with Traffic(arena, proxy.url, over=4 if arena.jobs < 100 else 45, **settings):
+        with Traffic(arena, proxy.url, over=4 if arena.jobs < 100 else 30, **settings):
             through = 0
             for _ in range(hits):
                 arena.publish(2 * _PROCESSES, seconds=(0.5 * seconds, 1.5 * seconds), priority=1)

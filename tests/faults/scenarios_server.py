@@ -14,6 +14,7 @@ from tests.support.database import one, rows
 from tests.support.disk import small_disk
 from tests.support.embedded import kill_server
 from tests.support.standby import replicated
+from tests.support.workers import Worker
 
 _FINISHED = "select count(*) from job_queue where finished_at > to_timestamp(%s)"
 
@@ -34,9 +35,22 @@ def work_goes_on(arena: Arena, since: float, timeout: float = 60.0) -> None:
 def terminated_backends(arena: Arena) -> None:
     """pg_terminate_backend of every connection, again and again: workers, publishers and who waits for results come back by
     themselves within a second or two, and no job runs again for it."""
-    running = [arena.start_worker("-c", "2") for _ in range(2)]
+    _terminate(arena, [arena.start_worker("-c", "2") for _ in range(2)])
+
+
+@scenario(item=4)
+def terminated_backends_early(arena: Arena) -> None:
+    """The same with early acknowledgement, where a job must run at most once, and a lost connection is no lost worker: every job
+    completes."""
+    _terminate(arena, [arena.start_worker("-c", "2", FAULTS_ACKS="early") for _ in range(2)])
+    failed = arena.value("select count(*) from job_queue where status <> 'completed'")
+    arena.check(not failed, f"{failed} jobs did not complete")
+    arena.check(not arena.value("select count(*) from job_queue where total_starts > 1"), "no job was started again")
+
+
+def _terminate(arena: Arena, running: list[Worker]) -> None:
     hits = 0
-    with Traffic(arena, over=5 if arena.jobs < 100 else 60) as traffic:
+    with Traffic(arena, over=5 if arena.jobs < 100 else 30) as traffic:
         while traffic.publishing or arena.unfinished():
             arena.pause(0.2, 3.0)
             since = time.time()
@@ -55,7 +69,7 @@ def restarted_server(arena: Arena) -> None:
     """pg_ctl restart -m fast, again and again, while jobs run: nobody needs a hand, nothing runs again."""
     running = [arena.start_worker("-c", "2") for _ in range(2)]
     hits, limit = 0, 1 if arena.jobs < 100 else 12
-    with Traffic(arena, over=4 if arena.jobs < 100 else 60) as traffic:
+    with Traffic(arena, over=4 if arena.jobs < 100 else 30) as traffic:
         while traffic.publishing and hits < limit:
             arena.pause(0.5, 4.0)
             embedded.down(arena.server)
@@ -74,7 +88,7 @@ def crashed_server(arena: Arena) -> None:
     the last moment may be forgotten, so jobs that ran then may run twice; they are settled once."""
     running = [arena.start_worker("-c", "2") for _ in range(2)]
     hits, limit = 0, 1 if arena.jobs < 100 else 12
-    with Traffic(arena, over=4 if arena.jobs < 100 else 60) as traffic:
+    with Traffic(arena, over=4 if arena.jobs < 100 else 30) as traffic:
         while traffic.publishing and hits < limit:
             arena.pause(0.5, 4.0)
             kill_server(arena.server)
@@ -127,7 +141,7 @@ def full_disk(arena: Arena) -> None:
     arena.query("alter table job_queue set (fillfactor = 100)")  # no page has room for a row's next version
     running = [arena.start_worker("-c", "2") for _ in range(2)]
     hits, limit = 0, 1 if arena.jobs < 100 else 8
-    with Traffic(arena, over=5 if arena.jobs < 100 else 60) as traffic:
+    with Traffic(arena, over=5 if arena.jobs < 100 else 30) as traffic:
         while traffic.publishing and hits < limit:
             arena.pause(0.5, 3.0)
             disk.fill()
@@ -149,7 +163,7 @@ def failed_over(arena: Arena) -> None:
     migrate.migrate(pair.primary, migrate.LINES)
     arena.url = pair.url(pair.primary)
     running = [arena.start_worker("-c", "2") for _ in range(2)]
-    with Traffic(arena, over=6 if arena.jobs < 100 else 40) as traffic:
+    with Traffic(arena, over=6 if arena.jobs < 100 else 30) as traffic:
         arena.pause(1.0, 4.0)
         pair.crash()
         arena.pause(0.5, 3.0)

@@ -12,7 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
-import pytest
 
 from celery_jobqueue.db import embedded
 from tests.support.database import one, rows
@@ -50,14 +49,12 @@ class Pair:
 
 @contextmanager
 def replicated(folder: Path) -> Iterator[Pair]:
-    """Both running, in step. Skips where the servers do not run as the tests' own user."""
+    """Both running, in step."""
     homes = folder / "primary", folder / "standby"
     primary = embedded.ensure(homes[0])
+    copied = None
     try:
-        data = Path(one(primary, "show data_directory"))
-        if data.stat().st_uid != os.geteuid():
-            pytest.skip("needs user namespaces, or another user than root, to copy a server")
-        _copy(primary, homes)
+        copied = _copy(primary, homes)
         with suppress(psycopg.errors.ReadOnlySqlTransaction):  # it would like to make its database
             embedded.ensure(homes[1])
         standby = embedded.status(homes[1]).url
@@ -72,12 +69,25 @@ def replicated(folder: Path) -> Iterator[Pair]:
             embedded.down(homes[1])
     finally:
         embedded.down(homes[0])
+        if copied is not None:
+            shutil.rmtree(copied, ignore_errors=True)
 
 
-def _copy(primary: str, homes: tuple[Path, Path]) -> None:
-    place = homes[1] / "postgres"
+def _copy(primary: str, homes: tuple[Path, Path]) -> Path:
+    """Make the standby's data directory, and tell where."""
+    place, original = homes[1] / "postgres", Path(one(primary, "show data_directory"))
     place.mkdir(parents=True, mode=0o700)
     shutil.copy(homes[0] / "postgres" / "password", place)
+    base = place
+    if original.parent != homes[0] / "postgres":  # as root without user namespaces it lives below /var/lib, as somebody else's
+        base = original.parent.with_name(f"{original.parent.name}-standby")
+        base.mkdir()
+        base.chmod(0o711)
+        (place / "elsewhere").write_text(str(base))
     programs = Path(one(primary, "select setting from pg_config where name = 'BINDIR'"))
-    subprocess.run([programs / "pg_basebackup", "--dbname", primary, "--pgdata", place / "data", "--write-recovery-conf",
+    subprocess.run([programs / "pg_basebackup", "--dbname", primary, "--pgdata", base / "data", "--write-recovery-conf",
                     "--checkpoint", "fast", "--wal-method", "stream"], check=True, capture_output=True)
+    owner = original.stat()
+    for path in (base / "data", *(base / "data").rglob("*")):
+        os.lchown(path, owner.st_uid, owner.st_gid)
+    return base

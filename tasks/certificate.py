@@ -16,6 +16,7 @@ from tasks.certificates.errors import CertificateError, InvalidRecipient
 from tasks.certificates.issue import LINK_LIFETIME, IssuedCertificate, issue_certificate
 from tasks.certificates.mail import Mailbox, check_email, letter, message_id
 from tasks.certificates.preview import FORMATS, picture_of
+from tasks.certificates.signing import Signer, signer_from_environment
 from tasks.certificates.storage import Storage, storage_from_url
 
 __all__ = ["generate_certificate", "preview_certificate", "send_certificate", "storage"]
@@ -55,7 +56,7 @@ def generate_certificate(self: Any, event_id: str, recipient_name: str, user_id:
     watched = self.request.id is not None and self.request.group is None and not self.request.is_eager
     issued = issue_certificate(engine(), event_id=event_id, recipient_name=recipient_name, user_id=user_id,
                                recipient_key=recipient_key, storage=storage(), verification_url=app.conf.verification_url,
-                               on_step=progress if watched else None, then=then)
+                               on_step=progress if watched else None, then=then, signer=_signer())
     return issued.as_dict()
 
 
@@ -121,6 +122,11 @@ def _certificate(connection: Connection, certificate_id: uuid.UUID) -> Any:
     if row is None:
         raise CertificateError(f"there is no certificate {certificate_id}")
     return row
+
+
+@lru_cache(maxsize=1)
+def _signer() -> Signer | None:
+    return signer_from_environment()
 
 
 @lru_cache(maxsize=1)

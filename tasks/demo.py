@@ -74,7 +74,8 @@ def _worker() -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
             worker = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks", "worker", "--concurrency", "2",
                  "--loglevel", "INFO", "--hostname", f"demo-{os.getpid()}@%h"],
-                stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+                stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+                env={"VERIFY_URL": "https://certificates.example.org/verify/{serial}", **os.environ})
             stop.callback(_stop, worker)
         _LINE(f"Worker        started (pid {worker.pid}, log {_short(log)})")
         yield worker, log

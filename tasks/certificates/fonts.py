@@ -34,6 +34,7 @@ _CJK = {"sc": "pylopdf_fonts_zh_cn", "tc": "pylopdf_fonts_zh_tw", "jp": "pylopdf
 _TELLING = (("\u3041", "\u30ff", "jp"), ("\uac00", "\ud7a3", "kr"), ("\u3105", "\u312f", "tc"))
 _WORLD = ("Armenian", "Ethiopic", "Georgian", "Gujarati", "Gurmukhi", "Kannada", "Khmer", "Lao", "Malayalam", "Myanmar", "Oriya",
           "Sinhala", "Telugu")
+_JOINERS = "\u200c\u200d"
 _LARGEST = 30_000_000  # bytes of an event's own font; the largest of Noto's Chinese ones has 12 million
 
 
@@ -79,10 +80,34 @@ class Face:
         # Readers give a right-to-left ligature's letters back in the wrong order: the one of Allah would spoil half of all names.
         uharfbuzz.shape(self._font, buffer, {"kern": True, "liga": not rtl})
         scale = self._scale
+        glyphs = [(info.codepoint, info, position)
+                  for info, position in zip(buffer.glyph_infos, buffer.glyph_positions, strict=True)]
+        if any(char in text for char in _JOINERS):
+            glyphs = self._with_joiners(text, glyphs)
         return tuple(
-            Glyph(info.codepoint, info.cluster, position.x_advance * scale, position.x_offset * scale, position.y_offset * scale,
-                  self.width(info.codepoint))
-            for info, position in zip(buffer.glyph_infos, buffer.glyph_positions, strict=True))
+            Glyph(number, info.cluster, position.x_advance * scale, position.x_offset * scale, position.y_offset * scale,
+                  self.width(number))
+            for number, info, position in glyphs)
+
+    def _with_joiners(self, text: str, glyphs: list[tuple[int, Any, Any]]) -> list[tuple[int, Any, Any]]:
+        """Where HarfBuzz has put a space that takes no room for a joiner, another glyph that shows nothing, or none.
+
+        As a space it would be copied; the font's own glyph for it may show: Noto Naskh's is a bar.
+        """
+        space = self.glyph_of(" ")
+        blank = next((glyph for char in "\u200b\u2060\u00a0\r\0" if (glyph := self.glyph_of(char)) not in (None, space)
+                      and self.is_blank(glyph)), None)
+        kept = []
+        for number, info, position in glyphs:
+            joins = number == space and text[info.cluster] in _JOINERS and not position.x_advance
+            if (shown := blank if joins else number) is not None:
+                kept.append((shown, info, position))
+        return kept
+
+    def is_blank(self, glyph: int) -> bool:
+        """Whether the glyph shows nothing."""
+        extents = self._font.get_glyph_extents(glyph)
+        return extents is None or not (extents.width or extents.height)
 
     def width(self, glyph: int) -> float:
         """How far the pen moves after this glyph, in thousandths of the font size."""

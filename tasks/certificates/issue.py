@@ -31,6 +31,7 @@ from tasks.certificates.errors import (
 )
 from tasks.certificates.parts import markup_in
 from tasks.certificates.render import render
+from tasks.certificates.signing import Signer
 from tasks.certificates.storage import Storage
 
 __all__ = ["LINK_LIFETIME", "IssuedCertificate", "check_event", "check_event_id", "check_key", "check_name", "check_user",
@@ -117,13 +118,14 @@ def _identifier(value: str, field: str, error: type[InvalidRecipient | InvalidUs
 def issue_certificate(engine: Engine, *, event_id: object, recipient_name: object, user_id: object, storage: Storage,
                       recipient_key: object = None, verification_url: str = "",
                       on_step: Callable[[int, int], None] | None = None,
-                      then: Callable[[Connection, IssuedCertificate], object] | None = None) -> IssuedCertificate:
+                      then: Callable[[Connection, IssuedCertificate], object] | None = None,
+                      signer: Signer | None = None) -> IssuedCertificate:
     """Render, upload and record the certificate of one recipient.
 
     recipient_key tells recipients of the same name apart, for instance an e-mail address; verification_url holds {serial}
     and counts where the design has no verify_url of its own; on_step hears (steps done, steps in all); `then` is called in
-    the record's transaction, right before it commits. Raises a CertificateError when trying again cannot help, StorageError
-    and SQLAlchemy's errors when it may.
+    the record's transaction, right before it commits; signer signs the file. Raises a CertificateError when trying again cannot
+    help, StorageError and SQLAlchemy's errors when it may.
     """
     name = check_name(recipient_name)
     key = check_key(recipient_key) or name.casefold()
@@ -138,19 +140,22 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
         values = _values(design, event, name, serial, issued_at, verification_url)
         tell(1, 3)
         content = render(design, values, pictures=lambda key: _picture(storage, key), issued_on=issued_at.astimezone(UTC).date())
+        place = f"events/{event_uuid}/{serial}.pdf"
+        if signer is not None:
+            stands_there = storage.open(place) if storage.exists(place) else b""
+            content = signer.sign(content, reason=f"Issued by {event.organiser}", before=stands_there)
         tell(2, 3)
         record: dict[str, Any] = {
             "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
-            "storage_key": f"events/{event_uuid}/{serial}.pdf", "sha256": hashlib.sha256(content).hexdigest(),
+            "storage_key": place, "sha256": hashlib.sha256(content).hexdigest(),
             "size_bytes": len(content), "issued_at": issued_at}
         with engine.connect() as connection:
             certificate_id, standing, stands = _record(connection, record, storage)
             if standing != serial or stands.astimezone(UTC).date() != issued_at.astimezone(UTC).date():
                 continue  # somebody else was first, before midnight: once more, with the serial and the date that stand
             # The row's lock makes runs for the same recipient take turns, so that file and row always belong together.
-            storage.put(record["storage_key"], content, "application/pdf")
-            link = storage.url(record["storage_key"], LINK_LIFETIME)
-            issued = IssuedCertificate(str(certificate_id), serial, link, record["storage_key"], name)
+            storage.put(place, content, "application/pdf")
+            issued = IssuedCertificate(str(certificate_id), serial, storage.url(place, LINK_LIFETIME), place, name)
             if then is not None:
                 then(connection, issued)
             connection.commit()

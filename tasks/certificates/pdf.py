@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +68,9 @@ def stream(content: bytes, entries: str = "", *, deflate: bool = True) -> bytes:
 
 
 def text_string(text: str) -> str:
-    """A text as PDF writes it outside of pages: UTF-16."""
+    """A text as PDF writes it outside of pages: as it is, or in UTF-16."""
+    if text.isascii():
+        return "(" + re.sub(r"([()\\])", r"\\\1", text) + ")"
     return f"<FEFF{text.encode('utf-16-be').hex().upper()}>"
 
 

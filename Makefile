@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 BENCHED := $(VENV)/.bench
 
 .PHONY: help setup demo test lint types tests faults fuzz clouds upstream bench bulk bundle clean
+
+.PHONY: help setup demo test lint types tests faults fuzz clouds pythons upstream bench bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -42,6 +44,9 @@ fuzz: $(STAMP) ## hostile messages and rows, for FUZZ=300 seconds (FUZZ='--seed 
 
 clouds: $(STAMP) ## certificates in Azure's own emulator (needs npm, which fetches 374 packages into .local once)
 	$(BIN)/python -m pytest tests/clouds/azurite.py
+
+pythons: $(STAMP) ## the same certificates, byte for byte, from every Python ≥ 3.11 on this machine
+	@$(BIN)/python -m tests.pythons
 
 upstream: $(STAMP) ## Celery's and kombu's own suites against us (half an hour; needs redis-server; UPSTREAM='--pool threads test_tasks.py')
 	@$(BIN)/python -m tests.upstream.run $(UPSTREAM)

@@ -208,6 +208,8 @@ class Fonts:
 
     def for_text(self, text: str) -> Fonts:
         """The same for this text: kana are Japanese and Hangul is Korean whatever the design's language."""
+        if max(text, default="") < "\u3041":
+            return self
         region = next((region for start, end, region in _TELLING if any(start <= char <= end for char in text)), self.region)
         return self if region == self.region else Fonts(region, self.own)
 

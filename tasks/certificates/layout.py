@@ -20,17 +20,16 @@ _SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")  # Thai, La
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Glyphs of one font and direction, as drawn from left to right; `text` is what they say, for copy and search."""
+    """Glyphs of one font and direction, as drawn from left to right; `text` is what they say, for copy and search.
+
+    width: in thousandths of the font size.
+    """
 
     face: Face
     text: str
     glyphs: tuple[Glyph, ...]
     rtl: bool
-
-    @property
-    def width(self) -> float:
-        """In thousandths of the font size."""
-        return sum(glyph.advance for glyph in self.glyphs)
+    width: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +158,8 @@ def _runs(text: str, style: str, fonts: Fonts) -> tuple[Run, ...]:
     for (level, face), group in groupby(marked, key=lambda entry: (entry[1], entry[2])):
         piece = "".join(char for char, _, _ in group)
         rtl = level % 2 == 1
-        runs.append((level, Run(face, piece, face.shape(piece, rtl=rtl), rtl)))
+        glyphs = face.shape(piece, rtl=rtl)
+        runs.append((level, Run(face, piece, glyphs, rtl, sum(glyph.advance for glyph in glyphs))))
     # Visual order (rule L2): reverse every sequence at or above each level, from the highest down to 1.
     for threshold in range(max((level for level, _ in runs), default=0), 0, -1):
         reordered: list[tuple[int, Run]] = []

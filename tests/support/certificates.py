@@ -13,13 +13,34 @@ from tasks.certificates.design import parse_design
 from tasks.certificates.render import render
 from tasks.certificates.samples import CLASSIC
 
-__all__ = ["ATTENDEES", "classic", "image_of", "one_part", "rendered", "text_of"]
+__all__ = ["ATTENDEES", "NAMES", "classic", "image_of", "one_part", "rendered", "text_of"]
 
 _DATA = Path(__file__).parents[1] / "data"
 
 with (_DATA / "attendees.csv").open(encoding="utf-8") as _file:
     #: The demo's names.
     ATTENDEES = [row["recipient_name"] for row in csv.DictReader(_file)]
+
+#: A name in every script, some of them hard.
+NAMES = {
+    "Latin": "Þórdís Ærøskøbing", "Vietnamese": "Nguyễn Thị Hồng Hạnh", "Polish": "Grzegorz Brzęczyszczykiewicz",
+    "Turkish": "İpek Şimşek-Ağaoğlu", "Czech": "Jiří Třebíčský", "Romanian": "Ștefan Țuțea", "Yoruba": "Ọláolúwa Adébáyọ̀",
+    "Lithuanian": "Žydrūnė Šiūkštaitė", "Apostrophes": "Siobhán O’Neill-D'Angelo", "Ligatures": "Sofía Offenbach-Fjeldsted",
+    "Greek": "Αλέξανδρος Παπαδόπουλος", "Polytonic": "Ἀριστοτέλης ᾨδή", "Russian": "Ольга Щербакова",
+    "Ukrainian": "Ґалаґан Їжак Є.",
+    "Serbian": "Ђорђе Љубишић", "Kazakh": "Әйгерім Құрманғалиева",
+    "Arabic": "محمد عبد الرحمن الفارسي", "Abdullah": "عبد الله الأحمد", "Persian": "پریسا گل‌محمدی", "Urdu": "ڈاکٹر ٹیپو چوہدری",
+    "Hebrew": "אברהם בן־דוד",
+    "Hindi": "प्रिया श्रीवास्तव", "Sanskrit": "क्षत्रिय ज्ञानेश्वर", "Nepali": "ङ्वाङ लामा", "Bengali": "শ্রীময়ী চট্টোপাধ্যায়",
+    "Tamil": "தமிழ்ச்செல்வி கோபாலகிருஷ்ணன்", "Thai": "ศรีสุดา ญู่ที่ผู้", "Gujarati": "શ્રેયા પટેલ", "Punjabi": "ਗੁਰਪ੍ਰੀਤ ਸਿੰਘ",
+    "Telugu": "శ్రీనివాస్ రెడ్డి", "Kannada": "ಶ್ರೀಕಾಂತ್ ಹೆಗಡೆ", "Malayalam": "ശ്രീജിത്ത് നായർ", "Odia": "ସୁବ୍ରତ ମିଶ୍ର",
+    "Sinhala": "මහින්ද රාජපක්ෂ", "Khmer": "សុខ ស្រីមុំ", "Lao": "ສົມໄຊ ພົມມະຈັນ", "Burmese": "ကျော်စွာ အောင်",
+    "Georgian": "გიორგი ჭავჭავაძე",
+    "Armenian": "Հովհաննես Թումանյան", "Amharic": "አበበ ቢቂላ",
+    "Chinese": "王小明", "Traditional": "龔詠儀", "Japanese": "山田 太郎", "Kana": "さとう・アンジェリカ",
+    "Korean": "김민준", "Rare": "䶮𠮷",
+    "Two scripts": "Priya प्रिया", "Latin and Chinese": "Jackie 陳港生", "Latin and Arabic": "Leila ليلى", "A digit": "Иван 2-й",
+}
 
 _VALUES = {
     "event_name": "PostgreSQL for Application Developers", "event_dates": "16–20 November 2026", "event_place": "Lisbon",

@@ -20,7 +20,8 @@ from pypdfium2 import raw
 from tasks.certificates.design import parse_design
 from tasks.certificates.errors import DesignError, MissingGlyph
 from tasks.certificates.render import render
-from tests.support.certificates import ATTENDEES, classic, image_of, one_part, rendered, text_of
+from tasks.certificates.samples import DESIGNS
+from tests.support.certificates import ATTENDEES, NAMES, classic, image_of, one_part, rendered, text_of
 from tests.support.workers import ROOT
 
 RIGHT_TO_LEFT = [name for name in ATTENDEES if "\u0590" <= name[0] <= "\u06ff"]
@@ -147,27 +148,19 @@ def test_a_missing_glyph_is_an_error_wherever_it_stands() -> None:
 
 # -- the same bytes ----------------------------------------------------------------------------------------------------
 
-_SCRIPT = """
-import hashlib, json, sys
-from tests.support.certificates import rendered
-names = json.loads(sys.stdin.read())
-print(json.dumps({name: hashlib.sha256(rendered(name)).hexdigest() for name in names}))
-"""
-
-
-def hashes(names: list[str], seed: str) -> dict[str, str]:
-    """Digests of the PDFs that a process of its own makes, in this order."""
-    done = subprocess.run([sys.executable, "-c", _SCRIPT], cwd=ROOT, input=json.dumps(names), capture_output=True, text=True,
-                          check=True, env={**os.environ, "PYTHONHASHSEED": seed, "TZ": "Asia/Tokyo" if seed == "2" else "UTC"})
+def hashes(seed: str) -> dict[str, str]:
+    """Digests of the certificates that a process of its own makes, in an order, time zone and hash seed of its own."""
+    done = subprocess.run([sys.executable, "-m", "tests.pythons", seed], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONHASHSEED": seed, "TZ": "Asia/Tokyo" if seed == "2" else "UTC"})
     answer: dict[str, str] = json.loads(done.stdout)
     return answer
 
 
 def test_the_same_data_gives_the_same_bytes() -> None:
-    """In any process, with any hash seed, whatever was rendered before."""
-    names = [*ATTENDEES, "क्षत्रिय ज्ञान", "فاطمة الزهراء", "শ্রীময়ী", "শ্রীকান্ত", "Óffice fjord"]  # more glyphs without a character
-    first, second = hashes(names, "1"), hashes(names[::-1], "2")
-    assert len(set(first.values())) == len(names)
+    """In any process, with any hash seed, whatever was rendered before. `make pythons` compares versions of Python."""
+    first, second = hashes("1"), hashes("2")
+    assert len(set(first.values())) == len(first) == len(DESIGNS) * len({*ATTENDEES, *NAMES.values()})
+    assert list(first) != list(second)
     assert second == first
 
 

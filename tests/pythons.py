@@ -1,7 +1,7 @@
 """`make pythons`: the same certificates, byte for byte, from every Python ≥ 3.11 on this machine.
 
-Each gets a virtual environment of its own below .local/pythons and draws every name of the tests in every design that comes with
-the application, in an order, time zone and hash seed of its own.
+Each gets a virtual environment of its own below .local/pythons and draws every name of the tests, the designs that come with the
+application in turns, in an order, time zone and hash seed of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ def digests(seed: int) -> dict[str, str]:
     from tasks.certificates.samples import DESIGNS
     from tests.support.certificates import ATTENDEES, NAMES, rendered
 
-    wanted = [(design, name) for design in DESIGNS for name in (*ATTENDEES, *NAMES.values())]
+    designs = list(DESIGNS)
+    wanted = [(designs[number % len(designs)], name) for number, name in enumerate(dict.fromkeys((*ATTENDEES, *NAMES.values())))]
     random.Random(seed).shuffle(wanted)
     return {f"{design} {name}": hashlib.sha256(rendered(name, DESIGNS[design])).hexdigest() for design, name in wanted}
 
@@ -37,6 +39,8 @@ def pythons() -> dict[str, str]:
     found = {}
     for place in _PLACES:
         for program in sorted(glob.glob(os.path.expanduser(place))):  # noqa: PTH111, PTH207  (patterns, not paths)
+            if not re.fullmatch(r"python3(\.\d+)?", Path(program).name):
+                continue
             asked = subprocess.run([program, "-c", _VERSION], capture_output=True, text=True, check=False).stdout.strip()
             if asked and tuple(map(int, asked.split("."))) >= (3, 11):
                 found.setdefault(asked, program)

@@ -13,7 +13,7 @@ from tasks.certificates.design import parse_design
 from tasks.certificates.render import render
 from tasks.certificates.samples import CLASSIC
 
-__all__ = ["ATTENDEES", "NAMES", "classic", "image_of", "one_part", "rendered", "text_of"]
+__all__ = ["ATTENDEES", "NAMES", "VALUES", "classic", "image_of", "one_part", "rendered", "text_of"]
 
 _DATA = Path(__file__).parents[1] / "data"
 
@@ -42,7 +42,8 @@ NAMES = {
     "Two scripts": "Priya प्रिया", "Latin and Chinese": "Jackie 陳港生", "Latin and Arabic": "Leila ليلى", "A digit": "Иван 2-й",
 }
 
-_VALUES = {
+#: What a certificate says, less its recipient.
+VALUES = {
     "event_name": "PostgreSQL for Application Developers", "event_dates": "16–20 November 2026", "event_place": "Lisbon",
     "organiser": "NORTHERN LIGHTS ACADEMY", "issued_on": "24 November 2026", "serial": "AAAA-BBBB-CCCC",
     "verify_url": "https://certificates.example.org/verify/AAAA-BBBB-CCCC",
@@ -64,7 +65,7 @@ def one_part(page: dict[str, Any] | None = None, **part: Any) -> dict[str, Any]:
 
 def rendered(name: str, design: dict[str, Any] | None = None, **values: str) -> bytes:
     """The PDF of this recipient."""
-    return render(parse_design(design or CLASSIC), {**_VALUES, "recipient_name": name, **values})
+    return render(parse_design(design or CLASSIC), {**VALUES, "recipient_name": name, **values})
 
 
 def text_of(pdf: bytes) -> str:

@@ -7,9 +7,7 @@ TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
 BENCHED := $(VENV)/.bench
 
-.PHONY: help setup demo test lint types tests faults fuzz clouds upstream bench bulk bundle clean
-
-.PHONY: help setup demo test lint types tests faults fuzz clouds pythons upstream bench bundle clean
+.PHONY: help setup demo test lint types tests faults fuzz clouds pythons upstream bench bulk bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 

@@ -125,9 +125,12 @@ def _held(arena: Arena, worker: Worker) -> int:
 
 
 def _back(arena: Arena, worker: Worker, since: float) -> None:
-    """Note when the worker gave a sign of life again."""
-    alive = "select count(*) from jobqueue.worker where name = %s and heartbeat_at > to_timestamp(%s)"
-    arena.check(arena.holds_within(lambda: arena.value(alive, (worker.name, since)), 60), "the worker is not back within 60 s")
+    """Note when the worker gave a sign of life again: a heartbeat, or what became of a job."""
+    alive = ("select exists (select from jobqueue.worker where name = %(name)s and heartbeat_at > to_timestamp(%(since)s))"
+             " or exists (select from job_queue where worker = %(name)s"
+             " and greatest(started_at, finished_at) > to_timestamp(%(since)s))")
+    known = {"name": worker.name, "since": since}
+    arena.check(arena.holds_within(lambda: arena.value(alive, known), 60), "the worker is not back within 60 s")
     arena.recovered(time.time() - since)
 
 

@@ -16,7 +16,7 @@ from tests.support.workers import Worker
 
 _PROCESSES = 2
 #: Of the small runs in `make test`, where nobody waits a minute: timeouts a tenth as long.
-_TENTH = {"timeout": 3, "connect_timeout": 2, "heartbeat_interval": 0.5, "heartbeat_timeout": 8}
+_TENTH = {"timeout": 3, "connect_timeout": 2, "heartbeat_interval": 0.5, "heartbeat_timeout": 12}
 
 
 @scenario(item=4)

@@ -63,7 +63,7 @@ def seconds_pass(url: str, seconds: float) -> None:
     wait_until(lambda: one(url, "select clock_timestamp() - %s > %s * interval '1 second'", (since, seconds)), "time has passed")
 
 
-@pytest.mark.parametrize(("cut", "seconds", "ends"), [("told", 2.0, "during it"), ("silent", 6.0, "after it")])
+@pytest.mark.parametrize(("cut", "seconds", "ends"), [("told", 1.0, "during it"), ("silent", 6.0, "after it")])
 def test_a_job_that_runs_through_a_cut_is_not_started_again(cut: str, seconds: float, ends: str, app: Celery, database_url: str,
                                                            proxy: CuttingProxy, start: Start, tmp_path: Path) -> None:
     """Told: every connection is reset, so the session's lock is gone; shorter than the grace of 3 s. Silent: half-open

@@ -17,6 +17,7 @@ import pytest
 from celery_jobqueue.broker import sql
 from celery_jobqueue.db.cli import main as command
 from celery_jobqueue.db.url import libpq_dsn
+from tests.faults.catalogue import SCENARIOS
 from tests.support.workers import ROOT
 
 PRODUCT = {"db": "celery_jobqueue.db", "broker": "celery_jobqueue.broker", "tasks": "tasks"}
@@ -244,6 +245,10 @@ def _make_targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
+#: Scenarios that show nothing which docs/guarantees.md promises in a line of its own.
+UNNAMED: set[str] = set()
+
+
 def _documents() -> list[Path]:
     return [path for path in tracked() if path.suffix == ".md"]
 
@@ -266,6 +271,22 @@ def test_what_documents_tell_to_type_exists() -> None:
     commands = "\n".join([*re.findall(r"```.*?```", text, re.DOTALL), *re.findall(r"`[^`\n]+`", text)])
     assert set(re.findall(r"\bmake ([a-z]+)\b", commands)) <= _make_targets()
     assert set(re.findall(r"\bjobqueue ([a-z]+)\b", commands)) <= set(command.commands)
+
+
+@pytest.mark.parametrize(("document", "least"), [("contract.md", 50), ("guarantees.md", 70)])
+def test_the_tests_that_documents_name_exist(document: str, least: int) -> None:
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len(named) >= least
+    texts = {file: (ROOT / "tests" / file).read_text(encoding="utf-8") for file, _ in named}
+    assert [f"{file}::{name}" for file, name in named if f"\ndef {name}(" not in texts[file]] == []
+    scenarios = set(re.findall(r"`faults::(\w+)`", text))
+    assert scenarios <= set(SCENARIOS)
+    if document == "guarantees.md":
+        assert set(SCENARIOS) - scenarios <= UNNAMED, "a scenario that shows a promise belongs into docs/guarantees.md"
+    # A row of a table of promises without a test is none; a heading and its rule are no rows.
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not re.match(r"\| (Promise|Requirement) \|", line)]
+    assert [row for row in rows if not re.search(r"`[\w/.]+::\w+`|every scenario of|\*\*Not met\*\*", row)] == []
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from celery_jobqueue.broker.transport import Transport
 from tests.support.database import one, rows
 from tests.support.programs import Process, program
 from tests.support.waiting import wait_until
-from tests.support.workers import ROOT, Worker
+from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
 
@@ -198,10 +197,3 @@ def test_a_forked_application_publishes_and_waits_on_its_own(database_url: str, 
         assert process.process.wait(60) == 0, process.lines
         assert process.lines == ["3", "2 4"]
     assert one(database_url, "select count(*) from job_queue where status = 'completed'") == 3
-
-
-def test_the_tests_that_are_named_exist() -> None:
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "contract.md").read_text(encoding="utf-8"))
-    assert len(named) > 50
-    texts = {file: (ROOT / "tests" / file).read_text(encoding="utf-8") for file, _ in named}
-    assert [f"{file}::{name}" for file, name in named if f"\ndef {name}(" not in texts[file]] == []

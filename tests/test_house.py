@@ -245,10 +245,6 @@ def _make_targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
-#: Scenarios that show nothing which docs/guarantees.md promises in a line of its own.
-UNNAMED: set[str] = set()
-
-
 def _documents() -> list[Path]:
     return [path for path in tracked() if path.suffix == ".md"]
 
@@ -282,8 +278,6 @@ def test_the_tests_that_documents_name_exist(document: str, least: int) -> None:
     assert [f"{file}::{name}" for file, name in named if f"\ndef {name}(" not in texts[file]] == []
     scenarios = set(re.findall(r"`faults::(\w+)`", text))
     assert scenarios <= set(SCENARIOS)
-    if document == "guarantees.md":
-        assert set(SCENARIOS) - scenarios <= UNNAMED, "a scenario that shows a promise belongs into docs/guarantees.md"
     # A row of a table of promises without a test is none; a heading and its rule are no rows.
     rows = [line for line in text.splitlines() if line.startswith("| ") and not re.match(r"\| (Promise|Requirement) \|", line)]
     assert [row for row in rows if not re.search(r"`[\w/.]+::\w+`|every scenario of|\*\*Not met\*\*", row)] == []

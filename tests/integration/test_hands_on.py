@@ -98,6 +98,7 @@ EDITS: dict[str, tuple[str, str]] = {
     "deep payload": ("payload = repeat('[', 100000)", "failed"),
     "odd history": ("errors = '{\"a\": 1}'", "completed"),
     "history: a number": ("errors = '5', payload = '[[\"a\", 1], {}, {}]'", "failed"),
+    "odd history, retried": ("errors = '[{\"start\": \"x\"}]', task_name = 't.again', payload = '[[1], {}, {}]'", "completed"),
     "long number": ("payload = '[[' || repeat('9', 10000) || ', 1], {}, {}]'", "failed"),
 }
 

@@ -8,15 +8,14 @@ import re
 import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
 
 from celery_jobqueue.db.models import Certificate, CertificateConfig, Event, EventOrganiser
 from tasks.certificates.design import Design, fill, parse_design
@@ -132,45 +131,72 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
     event_uuid, user = check_event_id(event_id), check_user(user_id)
     tell = on_step or (lambda *_: None)
     while True:
-        with Session(engine) as session:
-            event, config = _permitted(session, event_uuid, user)
-            serial, issued_at = _standing(session, event_uuid, key) or (_serial(config.serial_secret, event_uuid, key),
-                                                                        datetime.now(UTC))
-        design = parse_design(config.design)
-        values = _values(design, event, name, serial, issued_at, verification_url)
-        tell(1, 3)
-        content = render(design, values, pictures=lambda key: _picture(storage, key), issued_on=issued_at.astimezone(UTC).date())
-        place = f"events/{event_uuid}/{serial}.pdf"
-        if signer is not None:
-            stands_there = storage.open(place) if storage.exists(place) else b""
-            content = signer.sign(content, reason=f"Issued by {event.organiser}", before=stands_there)
-        tell(2, 3)
-        record: dict[str, Any] = {
-            "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
-            "storage_key": place, "sha256": hashlib.sha256(content).hexdigest(),
-            "size_bytes": len(content), "issued_at": issued_at}
+        # One transaction from the first look to the record: every round trip counts where a thousand are issued.
         with engine.connect() as connection:
-            certificate_id, standing, stands = _record(connection, record, storage)
-            if standing != serial or stands.astimezone(UTC).date() != issued_at.astimezone(UTC).date():
+            facts = _facts(connection, event_uuid, user, key)
+            if facts.revoked_at is not None:
+                raise CertificateRevoked(f"certificate {facts.serial} of this recipient was revoked on "
+                                         f"{_day(facts.revoked_at.date())}: reinstate it before it is issued again")
+            serial = facts.serial or _serial(facts.serial_secret, event_uuid, key)
+            issued_at = facts.issued_at or datetime.now(UTC)
+            design = parse_design(facts.design)
+            values = _values(design, facts, name, serial, issued_at, verification_url)
+            tell(1, 3)
+            content = render(design, values, pictures=lambda key: _picture(storage, key),
+                             issued_on=issued_at.astimezone(UTC).date())
+            storage_key = f"events/{event_uuid}/{serial}.pdf"
+            if signer is not None:
+                stands_there = storage.open(storage_key) if storage.exists(storage_key) else b""
+                content = signer.sign(content, reason=f"Issued by {facts.organiser}", before=stands_there)
+            tell(2, 3)
+            row = connection.execute(_RECORD, {
+                "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
+                "storage_key": storage_key, "url": storage.location(storage_key), "size_bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(), "issued_at": issued_at}).one()
+            if row.serial != serial or row.issued_at.astimezone(UTC).date() != issued_at.astimezone(UTC).date():
                 continue  # somebody else was first, before midnight: once more, with the serial and the date that stand
             # The row's lock makes runs for the same recipient take turns, so that file and row always belong together.
-            storage.put(place, content, "application/pdf")
-            issued = IssuedCertificate(str(certificate_id), serial, storage.url(place, LINK_LIFETIME), place, name)
+            storage.put(storage_key, content, "application/pdf")
+            issued = IssuedCertificate(str(row.id), serial, storage.url(storage_key, LINK_LIFETIME), storage_key, name)
             if then is not None:
                 then(connection, issued)
             connection.commit()
         return issued
 
 
-def check_event(engine: Engine, event_id: object, user_id: object) -> Event:
-    """The event, if this user may issue certificates for it and its design can be used. Raises a CertificateError."""
-    with Session(engine) as session:
-        event, config = _permitted(session, check_event_id(event_id), check_user(user_id))
-    parse_design(config.design)
-    return event
+def check_event(engine: Engine, event_id: object, user_id: object) -> Any:
+    """The event's id and name, if this user may issue certificates for it and its design can be used.
+
+    Raises a CertificateError.
+    """
+    with engine.connect() as connection:
+        facts = _facts(connection, check_event_id(event_id), check_user(user_id), "")
+    parse_design(facts.design)
+    return facts
 
 
-def _values(design: Design, event: Event, name: str, serial: str, issued_at: datetime, verification_url: str) -> dict[str, str]:
+# Made once: to build statements takes longer than to run them. A run that hangs, perhaps on a frozen machine, must not hold
+# up the next one for ever: hence the two limits, which end with the transaction.
+_FACTS = (
+    select(func.set_config("lock_timeout", "30s", True),
+           func.set_config("idle_in_transaction_session_timeout", "120s", True),
+           Event.id, Event.name, Event.starts_on, Event.ends_on, Event.place, Event.organiser,
+           CertificateConfig.design, CertificateConfig.serial_secret, EventOrganiser.user_id,
+           Certificate.serial, Certificate.issued_at, Certificate.revoked_at)
+    .outerjoin(CertificateConfig, CertificateConfig.event_id == Event.id)
+    .outerjoin(EventOrganiser, (EventOrganiser.event_id == Event.id) & (EventOrganiser.user_id == bindparam("user")))
+    .outerjoin(Certificate, (Certificate.event_id == Event.id) & (Certificate.recipient_key == bindparam("key")))
+    .where(Event.id == bindparam("event")))
+
+# The row stays locked until the transaction ends; what comes back is what stands then.
+_INSERT = insert(Certificate)
+_RECORD = _INSERT.on_conflict_do_update(
+    constraint="certificates_recipient",
+    set_={column: _INSERT.excluded[column] for column in ("recipient_name", "url", "sha256", "size_bytes")},
+).returning(Certificate.id, Certificate.serial, Certificate.issued_at)
+
+
+def _values(design: Design, event: Any, name: str, serial: str, issued_at: datetime, verification_url: str) -> dict[str, str]:
     values = {
         **design.fields,
         "recipient_name": name, "event_name": event.name, "event_dates": _dates(event.starts_on, event.ends_on),
@@ -182,46 +208,17 @@ def _values(design: Design, event: Event, name: str, serial: str, issued_at: dat
     return values | {"verify_url": address}
 
 
-def _permitted(session: Session, event_id: uuid.UUID, user: str) -> tuple[Event, CertificateConfig]:
-    row = session.execute(
-        select(Event, CertificateConfig, EventOrganiser.user_id)
-        .outerjoin(CertificateConfig, CertificateConfig.event_id == Event.id)
-        .outerjoin(EventOrganiser, (EventOrganiser.event_id == Event.id) & (EventOrganiser.user_id == user))
-        .where(Event.id == event_id)).one_or_none()
+def _facts(connection: Connection, event_id: uuid.UUID, user: str, key: str) -> Any:
+    """Event, design and the recipient's certificate as it stands, for a user who may issue. Raises a CertificateError."""
+    row = connection.execute(_FACTS, {"event": event_id, "user": user, "key": key}).one_or_none()
     if row is None:
         raise UnknownEvent(f"there is no event {event_id}")
-    event, config, organiser = row
-    if organiser is None:
+    if row.user_id is None:
         raise NotAllowed(f"user {user!r} may not issue certificates for event {event_id}: "
                          "only its organisers may (table event_organisers)")
-    if config is None:
+    if row.design is None:
         raise MissingConfiguration(f"event {event_id} has no certificate configuration: add a row to certificate_configs")
-    session.expunge_all()
-    return event, config
-
-
-def _standing(session: Session, event_id: uuid.UUID, key: str) -> tuple[str, datetime] | None:
-    """Serial and date of the recipient's certificate, when there is one."""
-    row = session.execute(
-        select(Certificate.serial, Certificate.issued_at, Certificate.revoked_at)
-        .where(Certificate.event_id == event_id, Certificate.recipient_key == key)).one_or_none()
-    if row is not None and row.revoked_at is not None:
-        raise CertificateRevoked(f"certificate {row.serial} of this recipient was revoked on {_day(row.revoked_at.date())}: "
-                                 "reinstate it before it is issued again")
-    return row and (row.serial, row.issued_at)
-
-
-def _record(connection: Connection, record: Mapping[str, Any], storage: Storage) -> tuple[uuid.UUID, str, datetime]:
-    """Write the row and keep it locked until the transaction ends; (id, serial, issued_at) as they stand then."""
-    # A run that hangs, perhaps on a frozen machine, must not hold up the next one for ever.
-    connection.execute(text(
-        "select set_config('lock_timeout', '30s', true), set_config('idle_in_transaction_session_timeout', '120s', true)"))
-    written = insert(Certificate).values(url=storage.location(record["storage_key"]), **record)
-    changed = ("recipient_name", "url", "sha256", "size_bytes")
-    again = written.on_conflict_do_update(
-        constraint="certificates_recipient", set_={column: written.excluded[column] for column in changed})
-    row = connection.execute(again.returning(Certificate.id, Certificate.serial, Certificate.issued_at)).one()
-    return row.id, row.serial, row.issued_at
+    return row
 
 
 def _serial(secret: uuid.UUID, event_id: uuid.UUID, key: str) -> str:

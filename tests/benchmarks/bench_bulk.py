@@ -59,18 +59,22 @@ def main(count: int, many: int) -> None:
         file = write_attendees(folder / "people.csv", *people)
         files = folder / "files"
         with worker(url, folder, "tasks", "-c", "2", STORAGE_URL=files.as_uri()) as running:
+            before = _cpu(running.process.pid, Path(place, "server"))
             began = time.monotonic()
             summary, marks = _issue(url, files, file, event)
             seconds = time.monotonic() - began
-            cpu = _cpu_of_session(running.process.pid)
+            worker_cpu, server_cpu = (after - start for after, start in zip(
+                _cpu(running.process.pid, Path(place, "server")), before, strict=True))
         _check(url, files, event, summary, count)
         issuing = marks["last"] - marks["queued"]
+        both = 1000 * (worker_cpu + server_cpu) / count
         print(f"\n{count:,} certificates in {seconds:.1f} s: {count / seconds:.0f}/s from the file to the zip\n"
               f"  {marks['plan']:6.1f} s  reading, checking, storing the rows\n"
               f"  {marks['queued'] - marks['plan']:6.1f} s  queueing the jobs, one transaction\n"
               f"  {issuing:6.1f} s  issuing: {count / issuing:.0f}/s through queue, storage folder and record\n"
               f"  {seconds - marks['last']:6.1f} s  zip, report, summary\n"
-              f"  CPU of the worker: {cpu:.0f} s, {1000 * cpu / count:.1f} ms per certificate")
+              f"  CPU per certificate, queueing and zip included: worker {1000 * worker_cpu / count:.1f} ms, "
+              f"PostgreSQL {1000 * server_cpu / count:.1f} ms; two cores of their own could do {2000 / both:.0f}/s")
 
 
 @contextmanager
@@ -135,17 +139,24 @@ def _memory(url: str, folder: Path, many: int) -> None:
     rows(url, "truncate job_queue, certificate_batches cascade")
 
 
-def _cpu_of_session(leader: int) -> float:
-    """Seconds of CPU of the worker and its children so far."""
-    ticks = 0
+def _cpu(leader: int, data: Path) -> tuple[float, float]:
+    """Seconds of CPU so far: of the worker's processes, and of the server whose data lie there (its ended ones too)."""
+    postmaster = int(next(data.rglob("postmaster.pid")).read_text().splitlines()[0])
+    worker_ticks = server_ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
+        own, of_children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
         if int(fields[3]) == leader:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+            worker_ticks += own
+        if stat.parent.name == str(postmaster):
+            server_ticks += own + of_children
+        elif int(fields[1]) == postmaster:
+            server_ticks += own
+    ticks = os.sysconf("SC_CLK_TCK")
+    return worker_ticks / ticks, server_ticks / ticks
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def claimed_row(row: dict[str, Any], **columns: str | None) -> tuple[str | None,
     """A row that encode_job() made, as the claim returns it."""
     binary = None if row["payload_base64"] is None else "\\x" + base64.b64decode(row["payload_base64"]).hex()
     return ("id", "lease", row["queue"], str(row["priority"]), "0", "3", "f", row["task_name"], row["task_id"], None,
-            row["reply_to"], row["envelope"], row["payload"], binary, columns.get("run_at"), "f")
+            row["reply_to"], row["envelope"], row["payload"], binary, columns.get("run_at"), "f", None)
 
 
 def _as_bytes(body: Any) -> bytes:
@@ -88,10 +88,12 @@ def every_row_is_a_message_or_an_error_that_a_worker_survives(
         envelope: str | None, payload: str | None, binary: str | None, name: str | None, number: str | None,
         moment: str | None) -> None:
     """What a hand has left in a row never ends a worker: its errors are Exceptions, and mean one job."""
-    row = ("id", "lease", "q", number, number, number, "t", name, "task", moment, name, envelope, payload, binary, None, "f")
+    row = ("id", "lease", "q", number, number, number, "t", name, "task", moment, name, envelope, payload, binary, None, "f",
+           number)
     try:
         decoded = decode_job(row)
     except (ValueError, TypeError, AttributeError, RecursionError):
+        assert envelope is not None, "without an envelope there is nothing that cannot be read"
         return
     assert isinstance(decoded["headers"], dict)
     assert decoded["properties"]["job"]["lease"] == "lease"

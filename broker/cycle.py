@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import psycopg
@@ -169,23 +169,25 @@ class Cycle:
             answers: list[list[Row]] = []
 
             def taker(rows: list[Row], answers: list[list[Row]] = answers, expected: int = len(calls),
-                      limit: int = places.limit) -> None:
+                      limit: int = places.limit, asked: float = time()) -> None:
                 answers.append(rows)
                 if len(answers) == expected:
-                    self._take_jobs(answers[0], answers[1] if expected > 1 else None, limit)
+                    self._take_jobs(answers[0], answers[1] if expected > 1 else None, limit, asked)
 
             for call in calls:
                 plan.add(call, taker)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _take_jobs(self, rows: list[Row], due: list[Row] | None, limit: int) -> None:
+    def _take_jobs(self, rows: list[Row], due: list[Row] | None, limit: int, asked: float) -> None:
         self.claims.took(rows, due, limit, monotonic())
         self.door.claimed(sum(row[16] is not None for row in rows))
         for row in rows:
             assert row[2] is not None
             try:
-                self.ready.append((row[2], decode_job(row)))
+                message = decode_job(row)
+                message["properties"]["job"]["asked"] = asked  # see broker/stale.py: others may have had it since
+                self.ready.append((row[2], message))
             except Exception as error:  # edited by hand
                 self.on_unreadable(row[0], row[1], row[8], error)
 

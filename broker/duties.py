@@ -15,8 +15,6 @@ from celery_jobqueue.broker.sql import statement
 
 __all__ = ["Duties", "Plan", "ignore"]
 
-_GRACE = "3 seconds"  # so long a worker's lock may be free (a cut connection) before its jobs are taken back
-
 
 @dataclass(slots=True)
 class Plan:
@@ -88,8 +86,8 @@ class Duties:
             self.plan_registration(plan, now)
             if now >= self.rescue_at:
                 self.rescue_at = now + options.rescue
-                plan.add((statement("rescue"), (identity().id, _GRACE)), self._take_lost)
-                plan.add((statement("next_death"), (_GRACE,)), self._take_next_death)
+                plan.add((statement("rescue"), (identity().id, _interval(options.grace))), self._take_lost)
+                plan.add((statement("next_death"), (_interval(options.grace),)), self._take_next_death)
             if not self.starts_on_delivery and now >= self.retire_at:
                 self.retire_at = now + options.retire
                 plan.add((statement("retire"), tuple(map(_interval, (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from threading import Lock
+from time import time
 from typing import Any
 
 from celery.worker import state as worker_state
@@ -183,6 +184,7 @@ class Gate(Door):
                 with self._lock:
                     self._inside.pop(request, None)
                 continue
+            request.message.properties["job"]["asked"] = time()  # before it is sent, see broker/stale.py
             self.transport.settlements.start(
                 request.message.lease, not request.task.acks_late,
                 lambda *counts, request=request: self._started(request, *counts))

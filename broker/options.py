@@ -18,7 +18,8 @@ class Options:
     poll: float = 5.0
     heartbeat: float = 15.0
     heartbeat_limit: float = 75.0
-    rescue: float = 1.5  # and 3 s of grace: a dead worker's jobs are back within 5 s
+    rescue: float = 1.5
+    grace: float = 3.0  # a worker's lock may be free (a cut connection); with the 1.5 s a dead worker's jobs are back within 5 s
     touch: float = 3.0
     reap: float = 10.0
     retire: float = 5.0

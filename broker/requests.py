@@ -6,22 +6,27 @@ acknowledgement Celery says nothing more about a job after it was accepted, so t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache, wraps
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.worker import state as worker_state
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.utils.encoding import safe_repr, safe_str
 from kombu.utils.imports import symbol_by_name
 
+from celery_jobqueue.broker.retries import pause
 from celery_jobqueue.broker.sessions import still_held
 from celery_jobqueue.broker.settlements import Failure, Lease, describe
 
 __all__ = ["JobRequest", "as_job_request"]
+
+logger = logging.getLogger(__name__)
 
 _AT_ONCE = timedelta(0)
 
@@ -61,6 +66,10 @@ class JobRequest(Request):  # type: ignore[misc]
             self._message.failure = None
         elif isinstance(exc, Reject):
             self._message.failure = Failure(f"rejected: {safe_repr(exc.reason)}", retry=exc.requeue, delay=_AT_ONCE)
+        elif isinstance(exc, TimeLimitExceeded) and self._outlives_timeout:
+            return self._timed_out(exc)
+        elif isinstance(exc, TimeLimitExceeded) and self.task.acks_late and not self.task.acks_on_timeout and self._used_up:
+            return self._failed_for_good(exc)
         elif not isinstance(exc, (Retry, Terminated)):
             lost = isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
             again = lost and self.task.acks_late and self.task.reject_on_worker_lost
@@ -72,19 +81,18 @@ class JobRequest(Request):  # type: ignore[misc]
                 self.acknowledge()
                 return self.end()
             if again and self._used_up and not (settled or self._already_cancelled or self._already_revoked):
-                return self._lost_for_good(exc)
+                return self._failed_for_good(exc if isinstance(exc, WorkerLostError) else WorkerLostError(describe(exc)))
         try:
             return super().on_failure(exc_info, send_failed_event, return_ok)
         finally:
             if not (self._already_cancelled or isinstance(exc, Retry)):
                 self.end()
 
-    def _lost_for_good(self, exc: BaseException) -> None:
+    def _failed_for_good(self, exc: BaseException) -> None:
         # reject(requeue=True) has no limit in Celery; ours is max_attempts, and then Celery must see a failure.
         self._message.failure = Failure(describe(exc), retry=False)
-        lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(describe(exc))
-        self.task.backend.mark_as_failure(self.id, lost, request=self._context, store_result=self.store_errors)
-        self.send_event("task-failed", exception=safe_repr(lost), traceback="")
+        self.task.backend.mark_as_failure(self.id, exc, request=self._context, store_result=self.store_errors)
+        self.send_event("task-failed", exception=safe_repr(exc), traceback="")
         self.acknowledge()
         self.end()
 
@@ -105,13 +113,36 @@ class JobRequest(Request):  # type: ignore[misc]
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit passed; after the hard one the process is gone."""
         if not soft and self.lease is not None:
-            again = self.task.acks_late and not self.task.acks_on_timeout
-            if again and not self._used_up:
-                self._message.properties["job"]["keep"] = True  # the failure that Celery stores is not the end
-            self._message.failure = Failure(f"hard time limit ({timeout:g} s) exceeded", retry=again, delay=_AT_ONCE)
+            if self._ended:  # as a failure of its process, a moment ago
+                return None
+            if self._outlives_timeout:
+                return self._timed_out(TimeLimitExceeded(timeout))
+            self._message.failure = Failure(f"hard time limit ({timeout:g} s) exceeded")
         super().on_timeout(soft, timeout)
         if not soft:
             self.end()
+        return None
+
+    @property
+    def _outlives_timeout(self) -> bool:
+        """Whether a hard time limit ends an attempt only: with automatic retries, or where Celery puts the job back for ever."""
+        task, settings = self.task, self._message.channel._transport.settings
+        again = task.acks_late and (settings.automatic_retries or not task.acks_on_timeout)
+        return bool(again and not (self._used_up or worker_state.should_terminate
+                                   or self._already_cancelled or self._already_revoked))
+
+    def _timed_out(self, error: TimeLimitExceeded) -> None:
+        # Not Celery's way: it stores a failure each time and calls the errbacks, although the job runs again.
+        reason = f"hard time limit ({error.args[0]:g} s) exceeded"
+        logger.error("%s: %s[%s] has attempts left", reason, self.name, self.id)
+        task_ready(self)
+        automatic = self._message.channel._transport.settings.automatic_retries
+        delay = pause(self.task, self._message.properties["job"]["attempts"]) if automatic else _AT_ONCE
+        self._message.failure = Failure(reason, retry=True, delay=delay)
+        self.task.backend.mark_as_retry(self.id, error, request=self._context, store_result=self.store_errors)
+        self.send_event("task-retried", exception=safe_repr(error), traceback="")
+        self.acknowledge()
+        self.end()
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
         """Celery stops the running task (cold shutdown, lost connection): its job may run elsewhere, at no cost."""

@@ -221,7 +221,6 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
             if state == states.RETRY:
                 self._run("store_retry", (*params, str(job.get("start", 0))), patience=PATIENCE)
                 return result
-            params += ("f" if job.get("keep") else "t",)
             held: list[Call] | None = getattr(request, "held_result", None)
             if held is not None and state in self.READY_STATES:
                 held.append((statement("store_result"), params))  # broker/chords.py stores it

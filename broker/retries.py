@@ -20,7 +20,7 @@ from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.settlements import Failure, Settlements, describe
 from celery_jobqueue.db.errors import FinalError
 
-__all__ = ["retry_automatically"]
+__all__ = ["pause", "retry_automatically"]
 
 
 def retry_automatically(task: Any, settings: Settings) -> None:
@@ -61,7 +61,7 @@ def _try_again(task: Any, settings: Settings, error: Exception) -> Exception | N
     if job["attempts"] >= job["max_attempts"]:
         return None
     failure = Failure(describe(error), "".join(traceback.format_exception(error)), retry=True,
-                      delay=_delay(task, job["attempts"]))
+                      delay=pause(task, job["attempts"]))
     buffer = Settlements()
     buffer.fail(lease, failure)
     # Told twice after a lost reply, the second finds the lease gone and changes nothing.
@@ -77,7 +77,8 @@ def _try_again(task: Any, settings: Settings, error: Exception) -> Exception | N
     return later
 
 
-def _delay(task: Any, attempts: int) -> timedelta | None:
+def pause(task: Any, attempts: int) -> timedelta | None:
+    """How long this task's next attempt waits; None: as long as the database says."""
     factor = getattr(task, "retry_backoff", None)
     if not factor:
         return None

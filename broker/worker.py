@@ -25,6 +25,7 @@ from celery_jobqueue.broker.pulse import Pulse
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
 from celery_jobqueue.broker.settlements import Failure, Lease, describe
+from celery_jobqueue.broker.stale import refuse_stale
 from celery_jobqueue.db.url import masked
 
 __all__ = ["JobQueueStep", "install"]
@@ -160,6 +161,7 @@ def _join(sender: Any, **_: Any) -> None:
     _install_in_logs()
     if not hasattr(Heart._send, "__wrapped__"):
         Heart._send = _sending_once(Heart._send)
-    if transport.settings.automatic_retries:
-        for task in sender.app.tasks.values():
+    for task in sender.app.tasks.values():
+        if transport.settings.automatic_retries:
             retry_automatically(task, transport.settings)
+        refuse_stale(task, transport.settings)

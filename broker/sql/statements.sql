@@ -137,7 +137,7 @@ with jobs as (
 select (select count(*) from jobs) + (select count(*) from messages);
 
 -- name: store_result
-select jobqueue.store_result($1::uuid, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::text, $8::text, $9::boolean);
+select jobqueue.store_result($1::uuid, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::text, $8::text);
 
 -- name: store_retry
 select jobqueue.store_result($1::uuid, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::text, $8::text, true, $9::integer);

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.faults import scenarios_network, scenarios_poison, scenarios_pool, scenarios_server, scenarios_workers  # noqa: F401
+from tests.faults import (  # noqa: F401
+    scenarios_limits,
+    scenarios_network,
+    scenarios_poison,
+    scenarios_pool,
+    scenarios_server,
+    scenarios_shutdown,
+    scenarios_workers,
+)
 from tests.faults.scenario import SCENARIOS, Scenario
 
 __all__ = ["SCENARIOS", "Scenario"]

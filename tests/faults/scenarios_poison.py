@@ -44,8 +44,9 @@ def poison(arena: Arena) -> None:
                          " where task_name = 'f.work'")
     failed = [row for row in beside if row["status"] != "completed"]
     arena.check(not failed, f"{len(failed)} jobs that stood beside a poison failed: {failed[:3]}")
-    arena.check(deaths == arena.value("select sum(total_starts) from job_queue where task_name = %s", (_TASK,)),
-                f"{deaths} workers died, which is not one for each start of a poison")
+    # Two of them may have been started side by side: one death, an attempt of each.
+    starts = arena.value("select sum(total_starts) from job_queue where task_name = %s", (_TASK,))
+    arena.check(0 < deaths <= starts, f"{deaths} workers died of {starts} starts of a poison")
     arena.note(f"{len(guilty) + 1} poisons killed {deaths} workers; {sum(row['suspect'] for row in beside)} jobs beside them were"
                f" suspected, {sum(row['attempts'] > 1 for row in beside)} needed another attempt, {len(failed)} failed")
 

@@ -7,7 +7,7 @@ TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
 BENCHED := $(VENV)/.bench
 
-.PHONY: help setup demo test lint types tests faults fuzz clouds pythons upstream bench bulk bundle clean
+.PHONY: help setup demo test lint types tests faults soak fuzz clouds pythons upstream bench bulk bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -45,6 +45,8 @@ clouds: $(STAMP) ## certificates in Azure's own emulator (needs npm, which fetch
 
 pythons: $(STAMP) ## the same certificates, byte for byte, from every Python ≥ 3.11 on this machine
 	@$(BIN)/python -m tests.pythons
+soak: $(STAMP) ## a million jobs beside a killer, memory and sizes, and the cost of an idle worker (SOAK='--jobs 100000')
+	@$(BIN)/python -m tests.faults.soak $(SOAK)
 
 upstream: $(STAMP) ## Celery's and kombu's own suites against us (half an hour; needs redis-server; UPSTREAM='--pool threads test_tasks.py')
 	@$(BIN)/python -m tests.upstream.run $(UPSTREAM)

@@ -17,7 +17,8 @@ _JOBS = """
     select p.task_id, p.task, j.id, j.status, j.attempts, j.max_attempts, j.total_starts, j.owner,
            extract(epoch from j.finished_at) as finished, r.starts, r.ends, r.last_start
       from published p
-      left join public.job_queue j on j.task_id = p.task_id
+      left join (select id, task_id, status, attempts, max_attempts, total_starts, owner, finished_at from public.job_queue
+                  union all select * from faults_retired) j on j.task_id = p.task_id
       left join (select job, count(*) as starts, count(ended) as ends, max(started) as last_start
                    from faults_run group by job) r on r.job = p.task_id"""
 
@@ -44,6 +45,8 @@ def judge(arena: Arena) -> Verdict:
         with conn.cursor().copy("copy published from stdin") as copy:
             for pair in arena.published.items():
                 copy.write_row(pair)
+        conn.execute("create table if not exists faults_retired (id uuid, task_id text, status text, attempts integer,"
+                     " max_attempts integer, total_starts integer, owner uuid, finished_at timestamptz)")
         conn.execute(_JOBS)
         counts = conn.execute(_COUNTS, (list(_NOTING),)).fetchone()
         assert counts is not None

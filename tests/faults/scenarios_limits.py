@@ -20,10 +20,10 @@ def long_job(arena: Arena) -> None:
     while thousands of others run beside it."""
     options = json.dumps({"heartbeat_interval": 0.5, "heartbeat_timeout": _TIMEOUT})
     seconds = (3 if arena.jobs < 100 else 16) * _TIMEOUT
-    long = []
-    for pool in ("prefork", "threads", "solo"):
+    pools = ("prefork", "threads", "solo")
+    for pool in pools:
         arena.start_worker("-P", pool, "-c", "2", "-Q", f"celery,{pool}" if pool != "solo" else pool, FAULTS_OPTIONS=options)
-        long += arena.publish(1, args=(seconds,), queue=pool)
+    long = [job for pool in pools for job in arena.publish(1, args=(seconds,), queue=pool)]
     for job in long:
         arena.wait_running(job)
     arena.publish(arena.jobs, seconds=(0.0, 0.04))

@@ -45,8 +45,8 @@ def judge(arena: Arena) -> Verdict:
         with conn.cursor().copy("copy published from stdin") as copy:
             for pair in arena.published.items():
                 copy.write_row(pair)
-        conn.execute("create table if not exists faults_retired (id uuid, task_id text, status text, attempts integer,"
-                     " max_attempts integer, total_starts integer, owner uuid, finished_at timestamptz)")
+        conn.execute("create table if not exists faults_retired as"
+                     " select id, task_id, status, attempts, max_attempts, total_starts, owner, finished_at from job_queue limit 0")
         conn.execute(_JOBS)
         counts = conn.execute(_COUNTS, (list(_NOTING),)).fetchone()
         assert counts is not None

@@ -39,10 +39,11 @@ _MEGA = 1 << 20
 _PROMISE = "a million jobs through four workers with a killer: all end, totals agree, memory and tables stay flat"
 
 _WATCH_RETIREMENT = """
-    create table public.faults_retired (id uuid, task_id text, status text, attempts integer, max_attempts integer, total_starts integer,
-                                 owner uuid, finished_at timestamptz);
+    create table public.faults_retired as
+    select id, task_id, status, attempts, max_attempts, total_starts, owner, finished_at from public.job_queue limit 0;
     create function public.faults_note_retired() returns trigger language plpgsql as $$ begin
-        insert into public.faults_retired select id, task_id, status, attempts, max_attempts, total_starts, owner, finished_at from gone;
+        insert into public.faults_retired
+        select id, task_id, status, attempts, max_attempts, total_starts, owner, finished_at from gone;
         return null;
     end $$;
     create trigger faults_note_retired after delete on public.job_queue referencing old table as gone

@@ -68,7 +68,7 @@ def main() -> int:
                     print(f"{each.name}: skipped, it needs the program {each.needs}", file=sys.stderr)
                     continue
                 seed = (chosen.seed or secrets.randbelow(1_000_000)) + number
-                jobs = chosen.jobs or (each.small if chosen.small else each.jobs)
+                jobs = chosen.jobs or ((each.small or 40) if chosen.small else each.jobs)
                 verdicts.append(_run(each, folder / str(number), seed, jobs))
                 print(table(verdicts[-1:]).splitlines()[-1] + details(verdicts[-1]), file=sys.stderr, flush=True)
     finally:

@@ -11,6 +11,11 @@ from tests.faults.scenario import Verdict
 #: Tasks that note their end; a completed job of theirs without an end was lost.
 _NOTING = ("f.work", "f.hold")
 
+# Made by whoever lets retention work beside (soak.py).
+_RETIRED = """
+    create table if not exists faults_retired as
+    select id, task_id, status, attempts, max_attempts, total_starts, owner, finished_at from public.job_queue limit 0"""
+
 # One row per published job with what its row says and what its runs noted.
 _JOBS = """
     create temporary table judged as
@@ -45,8 +50,7 @@ def judge(arena: Arena) -> Verdict:
         with conn.cursor().copy("copy published from stdin") as copy:
             for pair in arena.published.items():
                 copy.write_row(pair)
-        conn.execute("create table if not exists faults_retired as"
-                     " select id, task_id, status, attempts, max_attempts, total_starts, owner, finished_at from job_queue limit 0")
+        conn.execute(_RETIRED)
         conn.execute(_JOBS)
         counts = conn.execute(_COUNTS, (list(_NOTING),)).fetchone()
         assert counts is not None

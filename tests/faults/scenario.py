@@ -15,8 +15,12 @@ SCENARIOS: dict[str, Scenario] = {}
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One fault, repeated. item: its number in the list of promises (docs/faults.md). jobs, small: how many in `make faults` and
-    in `make test`. own_server: it harms the database server and gets one of its own. needs: a program it cannot do without."""
+    """One fault, repeated.
+
+    item: its number in the list of promises (docs/faults.md). jobs, small: how many in `make faults` and in `make test`; small=0:
+    another test proves it there. own_server: it harms the database server and gets one of its own. needs: a program it cannot do
+    without.
+    """
 
     name: str
     item: int

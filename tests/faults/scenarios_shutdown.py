@@ -22,13 +22,13 @@ def deploy(arena: Arena) -> None:
     _leave_again_and_again(arena, lambda: arena.start_worker(*_OPTIONS), signal.SIGTERM)
 
 
-@scenario(item=5)
+@scenario(item=5, small=0)  # the small deploy does not differ, nor does the small soft shutdown from the cold one
 def deploy_early(arena: Arena) -> None:
     """The same with early acknowledgement: nothing is lost, and nothing fails."""
     _leave_again_and_again(arena, lambda: arena.start_worker(*_OPTIONS, FAULTS_ACKS="early"), signal.SIGTERM)
 
 
-@scenario(item=5, small=30)
+@scenario(item=5, small=0)
 def soft_shutdown(arena: Arena) -> None:
     """SIGQUIT with `worker_soft_shutdown_timeout`: what ends in time finishes, the rest goes back at once, no attempt is used."""
     soft = json.dumps({"worker_soft_shutdown_timeout": 1.0})

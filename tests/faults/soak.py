@@ -1,6 +1,6 @@
 """`make soak`: a million jobs through four workers, something hit every few seconds; then what an idle worker costs.
 
-Completed jobs are deleted after a minute, as retention does with the defaults after a week. What is deleted is noted by a
+Completed jobs and their results go after a minute, with the defaults after a week. What is deleted is noted by a
 trigger, so every job is accounted for at the end. One worker, the witness, is never killed (its pool processes and connections
 are): its memory is the one that has to stay flat. `python -m tests.faults.soak --help` names the options.
 """
@@ -115,7 +115,8 @@ class Soak:
 def _start(arena: Arena, dead: Worker | None = None) -> Worker:
     if dead is not None:
         arena.bury(dead)
-    return arena.start_worker(*_WORKERS, ready=False, FAULTS_OPTIONS=json.dumps({"keep_completed": _KEEP}))
+    return arena.start_worker(*_WORKERS, ready=False, FAULTS_OPTIONS=json.dumps({"keep_completed": _KEEP}),
+                              FAULTS_SETTINGS=json.dumps({"result_expires": _KEEP}))
 
 
 def _run(soak: Soak, deadline: float) -> None:

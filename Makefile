@@ -7,7 +7,7 @@ TYPING := .local/typing/celery_jobqueue
 STAMP := $(VENV)/.installed
 BENCHED := $(VENV)/.bench
 
-.PHONY: help setup demo test lint types tests faults soak fuzz clouds pythons upstream bench bulk bundle clean
+.PHONY: help setup demo web test lint types tests faults soak fuzz clouds pythons upstream bench bulk bundle clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## certificates out of a queue, from nothing, in one command
 	@$(BIN)/python -m tasks.demo
+
+web: $(STAMP) ## the application's page and the one that verifies certificates, with a worker: http://127.0.0.1:8000
+	@$(BIN)/python -m tasks.web --demo
 
 test: lint types tests ## everything that CI runs
 

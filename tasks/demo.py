@@ -48,7 +48,7 @@ def main() -> int:
         _LINE(f"Event         {event.name}, {event.place}")
     ids: list[str] = []
     try:
-        with _worker() as (worker, log):
+        with demo_worker() as (worker, log):
             service = JobQueueService()
             with _ATTENDEES.open(encoding="utf-8") as file:
                 ids.extend(service.queue_certificate_generation({"event_id": str(SAMPLE_EVENT), **row}, SAMPLE_USER)
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 @contextmanager
-def _worker() -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def demo_worker() -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A real worker, in its own session: Ctrl-C reaches this process only, which then stops the worker properly."""
     log = embedded.home().parent / "demo-worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery_jobqueue.db.errors import FinalError, InvalidJob
 
-__all__ = ["CertificateError", "CertificateRevoked", "DesignError", "InvalidRecipient", "InvalidUser", "MissingConfiguration",
-           "MissingGlyph", "NotAllowed", "UnknownCertificate", "UnknownEvent"]
+__all__ = ["CertificateError", "CertificateRevoked", "DesignError", "InvalidRecipient", "InvalidRevocation", "InvalidUser",
+           "MissingConfiguration", "MissingGlyph", "NotAllowed", "UnknownCertificate", "UnknownEvent"]
 
 
 class CertificateError(FinalError):
@@ -22,6 +22,10 @@ class DesignError(CertificateError):
 
 class InvalidRecipient(CertificateError, InvalidJob):
     """The recipient's name or key is empty, too long, or holds characters that are no text."""
+
+
+class InvalidRevocation(CertificateError):
+    """The reason or the note of a revocation cannot be used; the message names it and the fix."""
 
 
 class InvalidUser(CertificateError, InvalidJob):

@@ -34,9 +34,9 @@ from tests.support.workers import ROOT, Worker
 # Characters that break URLs, shells and compose files: a password may hold all of them.
 SECRETS = {"POSTGRES_PASSWORD": "p@ss/w:rd %41$x#\"é", "STORAGE_ACCESS_KEY": "AKIDEXAMPLE123456789",
            "STORAGE_SECRET_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", "FLOWER_USER": "olga",
-           "FLOWER_PASSWORD": "s3cr3t:$HOME"}
+           "FLOWER_PASSWORD": "s3cr3t:$HOME", "WEB_USER": "ivo", "WEB_PASSWORD": "p@ss:w%rd $x#"}
 EXAMPLE = ROOT / ".env.example"
-APPLICATION = ("migrate", "worker", "flower")
+APPLICATION = ("migrate", "worker", "web", "flower")
 ONCE = ("migrate", "bucket")
 VENV = Path(sys.executable).parent
 
@@ -113,6 +113,7 @@ def test_the_services_and_their_order(model: dict[str, Any], services: dict[str,
         "migrate": {"postgres": "service_healthy"},
         "storage": {"bucket": "service_completed_successfully"},
         "worker": {"migrate": "service_completed_successfully", "storage": "service_healthy"},
+        "web": {"migrate": "service_completed_successfully"},
         "flower": {"migrate": "service_completed_successfully"},
     }
     assert {(volume["source"], volume["target"], name) for name, service in services.items()
@@ -206,7 +207,7 @@ class Stack:
     """The services of ours, without containers: the host name `postgres` is a server on this machine."""
 
     def __init__(self, services: dict[str, Any], conn: psycopg.Connection[Any], folder: Path) -> None:
-        self.services, self.conn, self.folder, self.port = services, conn, folder, free_port()
+        self.services, self.conn, self.folder, self.port, self.web_port = services, conn, folder, free_port(), free_port()
         # libpq connects there whatever name the URL gives, so the URL itself stays as it is.
         self.network = {"PGHOSTADDR": conn.info.hostaddr, "PGPORT": str(conn.info.port)}
 
@@ -243,8 +244,11 @@ class Stack:
                 process.wait(10)
 
     def _here(self, command: list[str]) -> list[str]:
-        """The command with Flower's port changed to one that is free on this machine."""
-        return [part.replace("5555", str(self.port)) for part in command]
+        """The command with the ports changed to ones that are free on this machine, and heard on this machine only."""
+        changes = {"5555": str(self.port), "8000": str(self.web_port), "0.0.0.0": "127.0.0.1"}  # noqa: S104
+        for before, after in changes.items():
+            command = [part.replace(before, after) for part in command]
+        return command
 
 
 def free_port() -> int:
@@ -278,16 +282,20 @@ def test_the_commands_of_the_services_work(stack: Stack) -> None:
         assert migrated.returncode == 0, migrated.stdout + migrated.stderr
     assert "is up to date" in migrated.stdout
     assert stack.healthy("flower").returncode != 0, "nothing listens yet"
-    with stack.started("flower") as flower, stack.started("worker") as worker:
+    with stack.started("flower") as flower, stack.started("worker") as worker, stack.started("web") as web:
         worker.wait_ready()
         wait_until(lambda: flower.process.poll() is not None or stack.healthy("flower").returncode == 0, "Flower answers")
         assert flower.process.poll() is None, flower.text
         ping = stack.healthy("worker")
         assert ping.returncode == 0, ping.stdout + ping.stderr
         assert f"worker@{socket.gethostname()}: OK" in ping.stdout
-        assert status_of_flower(stack, None) == 401
-        assert status_of_flower(stack, (SECRETS["FLOWER_USER"], "wrong")) == 401
-        assert status_of_flower(stack, (SECRETS["FLOWER_USER"], SECRETS["FLOWER_PASSWORD"])) == 200
+        wait_until(lambda: web.process.poll() is not None or stack.healthy("web").returncode == 0, "the pages answer")
+        assert web.process.poll() is None, web.text
+        for kind, port, page in (("FLOWER", stack.port, "/workers"), ("WEB", stack.web_port, "/")):
+            assert status_of(port, page, None) == 401
+            assert status_of(port, page, (SECRETS[f"{kind}_USER"], "wrong")) == 401
+            assert status_of(port, page, (SECRETS[f"{kind}_USER"], SECRETS[f"{kind}_PASSWORD"])) == 200
+        assert status_of(stack.web_port, "/verify", None) == 200
 
         # A job of the application, through tables that the service `migrate` made. It fails, and finally: there is no such event.
         sent = stack.run("flower", ["celery", "-A", "tasks", "call", "tasks.generate_certificate", "--kwargs", json.dumps(
@@ -300,15 +308,16 @@ def test_the_commands_of_the_services_work(stack: Stack) -> None:
 
         assert worker.stop() == 0, worker.text
         assert stack.healthy("worker").returncode != 0, "a worker that is gone is not healthy"
-        for text in (worker.text, flower.text, ping.stdout, migrated.stdout):
-            assert not any(secret in text for secret in (SECRETS["POSTGRES_PASSWORD"], SECRETS["FLOWER_PASSWORD"]))
+        assert web.stop() == 0, web.text
+        for text in (worker.text, flower.text, web.text, ping.stdout, migrated.stdout):
+            assert not any(SECRETS[name] in text for name in ("POSTGRES_PASSWORD", "FLOWER_PASSWORD", "WEB_PASSWORD"))
 
 
-def status_of_flower(stack: Stack, user: tuple[str, str] | None) -> int:
-    """HTTP status of Flower's workers page for this user."""
+def status_of(port: int, page: str, user: tuple[str, str] | None) -> int:
+    """HTTP status of this page for this user."""
     headers = {"Authorization": "Basic " + base64.b64encode(":".join(user).encode()).decode()} if user else {}
-    with closing(HTTPConnection("127.0.0.1", stack.port, timeout=10)) as connection:
-        connection.request("GET", "/workers", headers=headers)
+    with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", page, headers=headers)
         return connection.getresponse().status
 
 

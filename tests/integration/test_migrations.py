@@ -143,9 +143,12 @@ def pasted_twice(url: str, folder: Path) -> None:
         paste(url, migrate.bundle(line))
 
 
-def pasted_in_the_other_order(url: str, folder: Path) -> None:
-    for line in reversed(migrate.LINES):
-        paste(url, migrate.bundle(line))
+def pasted_in_the_wrong_order_first(url: str, folder: Path) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        refused = conn.pgconn.exec_(migrate.bundle("certificates").encode())
+    assert "run create_job_queue_table.sql (jobqueue migrate) first" in refused.error_message.decode()
+    assert one(url, "select to_regnamespace('jobqueue')") is None, "nothing of it stays"
+    pasted_twice(url, folder)
 
 
 def pasted_into_the_editors_transaction(url: str, folder: Path) -> None:
@@ -180,12 +183,12 @@ def run_over_a_paste(url: str, folder: Path) -> None:
 
 def several_at_once(url: str, folder: Path) -> None:
     runners = [partial(migrate.migrate, url, migrate.LINES) for _ in range(3)]
-    pastes = [partial(paste, url, migrate.bundle(line)) for line in migrate.LINES]
+    pastes = [partial(paste, url, "".join(map(migrate.bundle, migrate.LINES))) for _ in range(2)]
     together(*runners, *pastes)
 
 
 WAYS = [one_line_then_the_other, in_steps, on_an_autocommit_connection, inside_the_callers_transaction, pasted_twice,
-        pasted_in_the_other_order, pasted_into_the_editors_transaction, pasted_over_an_older_paste, pasted_over_the_runners,
+        pasted_in_the_wrong_order_first, pasted_into_the_editors_transaction, pasted_over_an_older_paste, pasted_over_the_runners,
         run_over_a_paste, several_at_once]
 
 

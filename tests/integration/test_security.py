@@ -21,10 +21,12 @@ from tests.support.database import one, rows
 from tests.support.powers import FUNCTIONS, attempts, powers
 from tests.support.waiting import wait_until
 
-TABLES = {"public.job_queue", "public.events", "public.event_organisers", "public.certificate_configs", "public.certificates",
+APPLICATION = {"public.events", "public.event_organisers", "public.certificate_configs", "public.certificates",
+               "public.certificate_batches", "public.certificate_batch_rows", "public.certificate_mails"}
+TABLES = {"public.job_queue", *APPLICATION,
           "jobqueue.worker", "jobqueue.exchange", "jobqueue.queue", "jobqueue.binding", "jobqueue.message", "jobqueue.result",
           "jobqueue.group_result", "jobqueue.waiter", "jobqueue.chord", "jobqueue.chord_part", "jobqueue.schedule",
-          "jobqueue.retirement", "jobqueue.migration"}
+          "jobqueue.retirement", "jobqueue.watcher", "jobqueue.migration"}
 #: What an end user may read of their own jobs.
 VISIBLE = {"id", "status", "task_name", "queue", "priority", "attempts", "max_attempts", "user_id", "error_message", "created_at",
            "run_at", "started_at", "finished_at", "state", "result", "task_id"}
@@ -33,6 +35,13 @@ PUBLISHING = {"public.enqueue_job", "jobqueue.publish", "jobqueue.send", "jobque
               "jobqueue.revoke", "jobqueue.forget"}
 READING = {"public.get_user_jobs", "jobqueue.current_user_id"}
 WATCHING = READING | {"jobqueue.health"}
+#: What an end user may read of their own events and certificates, and what they may do.
+VISIBLE_TOO = {
+    "public.events": {"id", "name", "starts_on", "ends_on", "place", "organiser"},
+    "public.event_organisers": {"event_id", "user_id"},
+    "public.certificates": {"id", "event_id", "serial", "recipient_name", "user_id", "storage_key", "sha256", "size_bytes",
+                            "issued_at", "expires_on", "revoked_at", "revoke_reason"}}
+ISSUING = {"public.queue_certificate_generation", "jobqueue.queue_certificate_generation"}
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +135,10 @@ def test_row_level_security_is_on_for_every_table(url: str) -> None:
 
 def test_an_end_user_reads_chosen_columns_and_nothing_else(url: str) -> None:
     allowed = powers(supabase.login(url, supabase.ENDUSER), attempts(url), "authenticated")
-    assert functions(allowed) == READING
-    assert {statement for statement in allowed if statement.split("(")[0].removeprefix("select ") not in READING} == {
-        f"select {column} from public.job_queue" for column in VISIBLE}
+    assert functions(allowed) == READING | ISSUING
+    assert {statement for statement in allowed if statement.split("(")[0].removeprefix("select ") not in READING | ISSUING} == {
+        f"select {column} from {table}" for table, columns in {"public.job_queue": VISIBLE, **VISIBLE_TOO}.items()
+        for column in columns}
 
 
 def test_a_monitor_only_reads(url: str, jobs: dict[str | None, str]) -> None:
@@ -156,8 +166,7 @@ def test_a_publisher_neither_claims_nor_finishes_nor_changes_jobs(url: str) -> N
 def test_a_worker_has_the_queue_and_nothing_else(url: str) -> None:
     allowed = powers(supabase.login(url, supabase.WORKER), attempts(url))
     assert alter(allowed) == set()
-    assert changes(allowed) == TABLES - {"jobqueue.migration", "jobqueue.retirement", "public.events", "public.event_organisers",
-                                         "public.certificates", "public.certificate_configs"}
+    assert changes(allowed) == TABLES - APPLICATION - {"jobqueue.migration", "jobqueue.retirement", "jobqueue.watcher"}
     assert not {statement for statement in allowed if re.search(r" public\.(events|event_organisers|certificate)", statement)}
 
 
@@ -245,24 +254,30 @@ ERRANDS = (
     "select jobqueue.forget('b')",
     "select jobqueue.retire('7 days', '30 days', '1 day')",
     "select * from jobqueue.health()",
+    "select jobqueue.watch('{{alice}}')",
+    "update public.job_queue set error_message = 'noted' where user_id = 'alice'",
     "insert into jobqueue.schedule (name, task, schedule, timezone) values ('{new}', 't.add', '0 7 * * 1-5', 'Europe/Berlin')",
     "update jobqueue.schedule set schedule = '5 minutes'",
+    "select pg_catalog.set_config('jobqueue.user_id', 'alice', false)",
+    "select jobqueue.queue_certificate_generation('{event}', 'Zoë', null, 5)",
     "select public.revoke_certificate('{serial}')",
     "select public.reinstate_certificate('{serial}')",
 )
-_SERIAL = "SHAD-OWED-0000"
+_EVENT, _SERIAL = "00000000-0000-0000-0000-00000000e0e0", "SHAD-OWED-0000"
 #: What the errands need besides, and the worker's role does not have.
 _GROUND = f"""
-with event as (insert into events (name, starts_on, ends_on) values ('E', '2026-11-16', '2026-11-16') returning id)
+insert into events (id, name, starts_on, ends_on) values ('{_EVENT}', 'E', '2026-11-16', '2026-11-16');
+insert into event_organisers (event_id, user_id) values ('{_EVENT}', 'alice');
 insert into certificates (event_id, serial, recipient_name, recipient_key, user_id, storage_key, url, sha256, size_bytes)
-select id, '{_SERIAL}', 'Ada', 'ada', 'alice', 'k', 'u', 's', 1 from event;
-grant execute on function revoke_certificate, reinstate_certificate to {supabase.WORKER}
+values ('{_EVENT}', '{_SERIAL}', 'Ada', 'ada', 'alice', 'k', 'u', 's', 1);
+grant execute on function jobqueue.watch, jobqueue.queue_certificate_generation, revoke_certificate, reinstate_certificate
+   to {supabase.WORKER}
 """
 
 
 def run_errands(conn: psycopg.Connection[Any]) -> None:
     """The whole cycle by SQL. Raises what the server raises."""
-    job: dict[str, Any] = {"id": "", "lease": "", "new": uuid.uuid4(), "serial": _SERIAL}
+    job: dict[str, Any] = {"id": "", "lease": "", "new": uuid.uuid4(), "event": _EVENT, "serial": _SERIAL}
     for errand in ERRANDS:
         if errand == "claim":
             row = conn.execute("select id::pg_catalog.text, lease_token::pg_catalog.text from public.get_next_job()").fetchone()
@@ -280,7 +295,8 @@ def test_every_function_pins_its_search_path(url: str) -> None:
 
 
 def test_the_errands_visit_every_security_definer_function(url: str) -> None:
-    visited = functions(set(ERRANDS)) | {"public.get_next_job", "jobqueue.on_manual_status", "jobqueue.on_schedule"}
+    visited = functions(set(ERRANDS)) | {"public.get_next_job", "jobqueue.on_manual_status", "jobqueue.on_schedule",
+                                         "jobqueue.on_job_change"}
     visited |= {f"jobqueue.{name}" for name in re.findall(r"from jobqueue\.(\w+)\(", "\n".join(ERRANDS))}
     assert {function["name"] for function in rows(url, FUNCTIONS) if function["definer"]} == visited
 

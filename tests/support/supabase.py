@@ -47,6 +47,8 @@ def project(server: str) -> Iterator[str]:
             conn.execute(sql.SQL("alter database {} owner to {}").format(name, sql.Identifier(_OWNER)))
             conn.execute(_DEFAULTS)
             conn.execute("grant usage on schema public to anon, authenticated, service_role")
+            conn.execute(sql.SQL("create publication supabase_realtime; alter publication supabase_realtime owner to {}").format(
+                sql.Identifier(_OWNER)))
         migrate.migrate(login(url, _OWNER), migrate.LINES)
         with psycopg.connect(url, autocommit=True) as conn:
             if conn.execute("select from pg_roles where rolname = %s", (STRANGER,)).fetchone() is None:

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from celery_jobqueue.db import embedded
+from tasks.certificates.design import parse_design
 from tests.support import supabase
 from tests.support.database import one, rows
 from tests.support.issuing import add_event, certificates_of
@@ -254,6 +255,14 @@ def test_the_roles_of_the_document_can_be_pasted(url: str) -> None:
     for _ in range(2):
         rows(url, document("worker login").replace("CHANGE-ME", supabase.PASSWORD))
     assert one(supabase.login(url, "certificate_worker"), "select count(*) from certificate_configs") >= 0
+
+
+def test_the_event_of_the_document_has_a_design_that_can_be_drawn(url: str) -> None:
+    rows(url, document("an event, its organiser and its design"))
+    user = {"sub": "00000000-0000-0000-0000-000000000000", "role": "authenticated"}
+    [(event,)] = seen(url, user, "select id from events")
+    parse_design(one(url, "select design from certificate_configs where event_id = %s", (event,)))
+    rpc(url, user, event_id=event, recipient_name="Ada")
 
 
 def test_every_function_the_document_calls_exists(url: str) -> None:

@@ -11,9 +11,14 @@ from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.session import Call, Row, Session
+from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.broker.sql import statement
 
 __all__ = ["Duties", "Plan", "ignore"]
+
+#: Seconds between two counts of the own jobs, and how long after a lost connection a claim may still arrive: libpq's
+#: tcp_user_timeout ends what was sent and not received after 30 s.
+_COUNT, _LATE = 2.0, 120.0
 
 
 @dataclass(slots=True)
@@ -46,10 +51,21 @@ class Duties:
         self.restoration: Callable[[str], list[Call]] = _nothing_to_restore
         #: Seconds after which results are emptied; None: never.
         self.result_expires: float | None = None
+        #: Ids of all jobs that this process knows to be its own, and how to give one back.
+        self.known: Callable[[], set[str]] = set
+        self.give_back: Callable[[Lease], None] = _keep
         self._repairs: list[Call] = []
+        self._strangers: set[Lease] = set()
         self._idle_told = False
         # When each is due, in monotonic seconds.
         self.heartbeat_at = self.lock_at = self.rescue_at = self.touch_at = self.reap_at = self.retire_at = 0.0
+        self._count_at, self._count_until = inf, 0.0
+
+    def count_jobs(self) -> None:
+        """A connection was lost: a claim may have been committed, or may yet be, whose answer never came. Nobody else would ever
+        run those jobs. So for a while the jobs that are ours in the database are held against those that we know.
+        """
+        self._count_at, self._count_until = 0.0, monotonic() + _LATE
 
     def again(self) -> None:
         """Everything is due: nobody knows what became of the last batch."""
@@ -74,7 +90,8 @@ class Duties:
         if self.owns_jobs:
             if self._idle_told != self._claims.idle:
                 return 0.0
-            at = min(self.heartbeat_at, self.rescue_at, self.reap_at, inf if self.starts_on_delivery else self.retire_at)
+            at = min(self.heartbeat_at, self.rescue_at, self.reap_at, self._count_at)
+            at = at if self.starts_on_delivery else min(at, self.retire_at)
             if not self.options.pooled and identity().lock_holder is None:
                 at = min(at, self.lock_at)
         return min(at, self.touch_at, self.reap_at) if self._transient else at
@@ -88,6 +105,9 @@ class Duties:
                 self.rescue_at = now + options.rescue
                 plan.add((statement("rescue"), (identity().id, _interval(options.grace))), self._take_lost)
                 plan.add((statement("next_death"), (_interval(options.grace),)), self._take_next_death)
+            if now >= self._count_at:
+                self._count_at = now + _COUNT if now < self._count_until else inf
+                plan.add((statement("owned"), (identity().id,)), self._take_owned)
             if not self.starts_on_delivery and now >= self.retire_at:
                 self.retire_at = now + options.retire
                 plan.add((statement("retire"), tuple(map(_interval, (
@@ -138,6 +158,14 @@ class Duties:
             identity().lock_holder = id(self._session)
             self.heartbeat_at = 0.0
 
+    def _take_owned(self, rows: list[Row]) -> None:
+        # Twice in a row, because what has just ended is known no more and its settlement travels behind the question.
+        known = self.known()
+        strangers = {Lease(id_, token) for id_, token in rows if id_ and token and id_ not in known}
+        for lease in strangers & self._strangers:
+            self.give_back(lease)
+        self._strangers = strangers
+
     def _take_lost(self, rows: list[Row]) -> None:
         if rows:
             self.on_lost(rows)
@@ -155,6 +183,10 @@ def _interval(seconds: float | None) -> str | None:
 def _nothing_to_restore(_queue: str) -> list[Call]:
     """A consumer without entities of its own."""
     return []
+
+
+def _keep(_lease: Lease) -> None:
+    """A consumer that does not count its jobs."""
 
 
 def ignore(rows: list[Row]) -> None:

@@ -160,6 +160,11 @@ class Gate(Door):
         self._advance()
         return None
 
+    def held(self) -> set[str]:
+        """Ids of the jobs that wait here or are in the pool."""
+        with self._lock:
+            return {request.message.lease.id for request in (*self._waiting, *self._inside)}
+
     def done(self, request: Any) -> None:
         """A request is over, whatever became of it."""
         with self._lock:
@@ -167,11 +172,15 @@ class Gate(Door):
         self._advance()
 
     def reset(self) -> None:
-        """The connection was replaced: Celery has forgotten every request that does not run yet."""
+        """The connection was replaced: Celery has forgotten every request that is not in the pool yet."""
+        # What is in the pool runs, whether a process has said so or not. Celery would have the pool forget what no process has
+        # accepted; but a process may have it already, and then the job would run here and, given back, once more.
+        self._consumer.pool.flush = None
         with self._lock:
             self._waiting.clear()
             self._promised = 0
-            running = {request: quick for request, quick in self._inside.items() if request in worker_state.active_requests}
+            running = {request: quick for request, quick in self._inside.items()
+                       if request._apply_result is not None or request in worker_state.active_requests}
             self.transport.settlements.forget_starts()
             for request in self._inside.keys() - running.keys():
                 self.transport.settlements.release(request.message.lease)

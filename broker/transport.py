@@ -131,7 +131,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self.cycle_.unsubscribe(queue)
 
     def runs_on(self, message: Delivered) -> bool:
-        """Whether this message's job runs in a worker that has lost its connection and will be back."""
+        """Whether this message's job runs in a worker that will be back."""
         return bool(message.properties["job"].get("start")) and not (self.cycle_.starts_on_delivery or self.leaving)
 
     def verify_connection(self, connection: Any) -> bool:
@@ -153,10 +153,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """The URL as it may be shown."""
         return uri if include_password else masked(uri)
 
-    @property
-    def default_connection_params(self) -> dict[str, Any]:
-        """None: libpq has its own defaults."""
-        return {}
+    #: None: libpq has its own defaults.
+    default_connection_params: ClassVar[dict[str, Any]] = {}
 
     def run(self, *calls: Call) -> list[list[Row]]:
         """Send the calls as one transaction and wait for the answers. Raises psycopg.Error."""
@@ -179,6 +177,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 estimate = channel.qos.can_consume_max_estimate()
                 return None if estimate is None else max(0, estimate - waiting)
         return 0
+
+    def held(self) -> set[str]:
+        """Ids of the jobs that were claimed on this connection and not acknowledged."""
+        waiting = {message["properties"]["job"]["id"] for _, message in self.cycle_.ready if "job" in message["properties"]}
+        return waiting | {message.lease.id for channel in self.channels for message in list(channel.qos._delivered.values())
+                          if message.lease is not None}
 
     def _deliver_next(self) -> bool:
         if not self.cycle_.ready:

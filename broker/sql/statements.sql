@@ -54,6 +54,9 @@ select jobqueue.heartbeat($1::uuid, $2::text, $3::integer, $4::text, $5::text[],
 -- name: goodbye
 select jobqueue.goodbye($1::uuid);
 
+-- name: owned
+select id, lease from public.job_queue where owner = $1::uuid and leased_until is null;
+
 -- name: hold_lock
 select pg_try_advisory_lock(jobqueue.lock_key($1::uuid));
 

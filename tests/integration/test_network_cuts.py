@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -107,6 +108,24 @@ def test_a_job_of_a_longer_cut_runs_again_and_is_settled_once(app: Celery, datab
     [row] = rows(database_url, "select status, attempts, worker from job_queue where task_id = %s", (result.id,))
     assert row == {"status": "completed", "attempts": 2, "worker": other.name}
     assert len(runs()) == 2
+
+
+def test_a_claim_whose_reply_is_lost_strands_no_job(database_url: str, proxy: CuttingProxy, start: Start) -> None:
+    """The job is the worker's, which lives and comes back, and has never heard of it."""
+    running = start(proxy.url)
+    wait_until(lambda: one(database_url, "select bool_or(idle) from jobqueue.worker"), "the worker sleeps")
+    with psycopg.connect(database_url) as somebody:
+        somebody.execute("lock table job_queue in access exclusive mode")
+        proxy.swallow_reply_to(b"jobqueue.claim", b"claim")
+        somebody.execute("select enqueue_job('t.add', '[1, 2]')")
+        waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        wait_until(lambda: one(database_url, waits), "the worker's claim waits")
+        somebody.commit()
+    wait_until(lambda: proxy.swallowed == 1, "the claim is committed, and its reply lost")
+    assert one(database_url, "select owner is not null from job_queue")
+    wait_until(lambda: one(database_url, "select status from job_queue") == "completed", "it runs all the same")
+    assert one(database_url, "select attempts from job_queue") == 1
+    assert running.process.poll() is None
 
 
 @pytest.mark.parametrize("cut", ["told", "silent"])

@@ -23,7 +23,8 @@ def describe(database: str | None = None) -> list[str]:
     memory = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / 2**20  # type: ignore[index]
     lines = [
         (f"machine: {os.cpu_count()} × {_processor()}, {memory:.0f} GiB, {platform.system()} {platform.release()}, "
-         f"Python {platform.python_version()}; one fdatasync of 8 KiB: {_sync_time() * 1e6:.0f} µs"),
+         f"Python {platform.python_version()}; one fdatasync of 8 KiB: {_sync_time() * 1e6:.0f} µs, "
+         f"load before the run {os.getloadavg()[0]:.1f}"),
         "packages: " + ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))),
     ]
     if database:

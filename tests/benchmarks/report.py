@@ -51,9 +51,11 @@ def _machine(entries: list[Entry]) -> str:
     syncs = [int(found[1]) for entry in entries if (found := re.search(r"8 KiB: (\d+) µs", entry["machine"][0]))]
     if not entries:
         return ""
+    loads = [float(found[1]) for entry in entries if (found := re.search(r"before the run ([\d.]+)", entry["machine"][0]))]
     commits = ", ".join(dict.fromkeys(entry["commit"] for entry in entries))
     return "\n".join(f"- {line}" for line in (
-        *lines, f"one fdatasync of 8 KiB before each run: {min(syncs)} to {max(syncs)} µs",
+        *lines, f"one fdatasync of 8 KiB before each run: {min(syncs)} to {max(syncs)} µs"
+        + (f"; load average {min(loads)} to {max(loads)}" if loads else ""),
         f"measured from {min(entry['at'] for entry in entries)} to {max(entry['at'] for entry in entries)}, commits {commits}"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 
 from tests.benchmarks.contenders import Contender
 from tests.benchmarks.running import Measured, Plan, scenario
@@ -16,15 +17,13 @@ _RATES = {"idle": 10.0, "half load": 500.0}
 
 
 @scenario("latency", contenders="ours,rabbitmq,redis,pgmq,sqla", cases=",".join(_RATES))
-def measure(plan: Plan, contender: Contender) -> list[Measured]:
+def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
     """p50 and p99 in milliseconds."""
-    found: list[Measured] = []
     for case in plan.cases:
         rate = min(_RATES[case], contender.guess / 2)
         waits = _waits(plan.bench(contender), rate, plan.jobs or max(50, int(rate * plan.seconds)))
-        found += [Measured("ms p50", statistics.median(waits), case),
-                  Measured("ms p99", statistics.quantiles(waits, n=100)[98], case)]
-    return found
+        yield from [Measured("ms p50", statistics.median(waits), case),
+                    Measured("ms p99", statistics.quantiles(waits, n=100)[98], case)]
 
 
 def _waits(bench: Bench, rate: float, jobs: int) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ _PADDING = "x" * 1500
 
 
 @scenario("memory", contenders="ours,rabbitmq,redis", cases="4,1000")
-def measure(plan: Plan, contender: Contender) -> list[Measured]:
+def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
     """MiB (peak resident set), per prefetch."""
-    found, jobs = [], plan.jobs or 4000
+    jobs = plan.jobs or 4000
     for case in plan.cases:
         bench = plan.bench(contender)
         bench.variant = replace(plan.variant, prefetch=int(case))
@@ -26,5 +27,4 @@ def measure(plan: Plan, contender: Contender) -> list[Measured]:
             status = Path(f"/proc/{process.pid}/status").read_text()
         peak = re.search(r"VmHWM:\s+(\d+) kB", status)
         assert peak
-        found.append(Measured("MiB", int(peak[1]) / 1024, f"prefetch {case}"))
-    return found
+        yield Measured("MiB", int(peak[1]) / 1024, f"prefetch {case}")

@@ -27,14 +27,13 @@ def _flower(bench: Bench) -> Iterator[None]:
 
 
 @scenario("monitored", contenders="ours,rabbitmq,redis", cases="alone,-E,-E and Flower")
-def measure(plan: Plan, contender: Contender) -> list[Measured]:
+def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
     """Jobs per second."""
-    found, jobs = [], plan.jobs_for(contender)
+    jobs = plan.jobs_for(contender)
     for case in plan.cases:
         bench = plan.bench(contender)
         bench.variant = replace(plan.variant, events=case != "alone")
         bench.fill(jobs)
         with _flower(bench) if case == "-E and Flower" else nullcontext():
             rates = drain(bench, jobs)
-        found += [replace(rate, case=case) for rate in rates if rate.unit == "jobs/s"]
-    return found
+        yield from [replace(rate, case=case) for rate in rates if rate.unit == "jobs/s"]

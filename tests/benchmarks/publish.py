@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import Celery, group
@@ -86,9 +86,9 @@ _ONLY = {"batch": ("ours",), "jobs_in": ("ours",), "unconfirmed": ("rabbitmq",),
 
 
 @scenario("publish", contenders="ours,rabbitmq,redis,pgmq,sqla,null", cases=_CASES)
-def measure(plan: Plan, contender: Contender) -> list[Measured]:
+def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
     """Jobs per second into the queue; RabbitMQ confirms each, but in `unconfirmed`."""
-    bench, found = plan.bench(contender), []
+    bench = plan.bench(contender)
     confirmed = {"confirm_publish": True} if contender.name == "rabbitmq" else {}
     for case in plan.cases:
         if contender.name not in _ONLY.get(case, (contender.name,)):
@@ -96,14 +96,13 @@ def measure(plan: Plan, contender: Contender) -> list[Measured]:
         setup = json.loads(json.dumps(bench.setup(**confirmed if case != "unconfirmed" else {})))
         contender.empty()
         if case == "16 publishers":
-            found.append(Measured("jobs/s", _at_once(setup, _PUBLISHERS, plan.seconds), case))
+            yield Measured("jobs/s", _at_once(setup, _PUBLISHERS, plan.seconds), case)
         elif case == "16 publishers beside a worker":
             with bench.worker("-Q", "celery", jobs=0):  # it listens, so publishers may have to wake it
-                found.append(Measured("jobs/s", _at_once(setup, _PUBLISHERS, plan.seconds), case))
+                yield Measured("jobs/s", _at_once(setup, _PUBLISHERS, plan.seconds), case)
         else:
-            found.append(Measured("jobs/s", _from_one_process(make_app(setup), _WAYS.get(case, _one_by_one), plan.seconds), case))
+            yield Measured("jobs/s", _from_one_process(make_app(setup), _WAYS.get(case, _one_by_one), plan.seconds), case)
     contender.empty()
-    return found
 
 
 def _from_one_process(app: Celery, publish: Callable[[Celery, int], None], seconds: float) -> float:

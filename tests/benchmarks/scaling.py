@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
@@ -22,9 +22,8 @@ select coalesce(wait_event_type, 'running') from pg_stat_activity
 
 
 @scenario("scaling", contenders="ours,rabbitmq", cases="1,2,4,8")
-def measure(plan: Plan, contender: Contender) -> list[Measured]:
+def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
     """Jobs per second of so many workers with one process each (`solo`); they share this machine's processors."""
-    found: list[Measured] = []
     for case in plan.cases:
         bench = plan.bench(contender)
         bench.variant = replace(plan.variant, pool="solo")
@@ -42,10 +41,9 @@ def measure(plan: Plan, contender: Contender) -> list[Measured]:
                     worker.send_signal(signal.SIGCONT)
             waits = _watch(bench, lambda bench=bench, jobs=jobs: len(bench.journal) >= jobs)
         bench.check_drained(jobs)
-        found.append(Measured("jobs/s", bench.journal.rate(), f"{case} workers"))
-        found += [Measured(f"% of active sessions {what}", 100 * number / waits.total(), f"{case} workers")
-                  for what, number in waits.most_common(4)]
-    return found
+        yield Measured("jobs/s", bench.journal.rate(), f"{case} workers")
+        yield from [Measured(f"% of active sessions {what}", 100 * number / waits.total(), f"{case} workers")
+                    for what, number in waits.most_common(4)]
 
 
 def _watch(bench: Bench, over: Callable[[], bool]) -> Counter[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Iterator
 
 import psycopg
 
@@ -35,9 +36,8 @@ _NAIVE_END = "update naive set status = 'completed', finished_at = now() where i
 
 
 @scenario("wal", contenders="ours,pgmq,sqla", cases=",".join(_SIZES))
-def measure(plan: Plan, contender: Contender) -> list[Measured]:
+def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
     """Bytes of WAL per job: publish, start and finish; images of full pages, which follow a checkpoint, are not counted."""
-    found: list[Measured] = []
     assert contender.database
     for case in plan.cases:
         jobs = plan.jobs or min(2000, contender.guess * 2)
@@ -54,10 +54,9 @@ def measure(plan: Plan, contender: Contender) -> list[Measured]:
             drained = _now(conn)
             drain(bench, jobs)
             insert, rest = _written(conn, began, published) / jobs, _written(conn, drained, _now(conn)) / jobs
-            found += [Measured("B publish", insert, case), Measured("B in all", insert + rest, case)]
+            yield from [Measured("B publish", insert, case), Measured("B in all", insert + rest, case)]
             if contender.name == "ours":
-                found.append(Measured("B in all, naive", _naive(conn, message, jobs), case))
-    return found
+                yield Measured("B in all, naive", _naive(conn, message, jobs), case)
 
 
 def _now(conn: Connection) -> str:

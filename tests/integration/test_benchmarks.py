@@ -54,7 +54,7 @@ def test_jobs_that_lie_in_the_table_are_made_once_and_kept(ours: Contender, tmp_
     plan = Plan([Variant(pool="solo")], jobs=40, cases=["due tomorrow"], size=500, folder=tmp_path)
     try:
         for _ in range(2):
-            found = flat.measure(plan, ours)
+            found = list(flat.measure(plan, ours))
             assert {each.case for each in found} == {"due tomorrow"}
         url = ours.broker.rpartition("/")[0] + "/flat_due_tomorrow"
         assert one(url, "select count(*) from job_queue where status = 'pending' and run_at > now()") == 500

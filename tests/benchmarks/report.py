@@ -108,7 +108,7 @@ def _draw(entries: list[Entry], path: Path) -> None:
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(variants))], variants, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("no-op jobs per second, median of the rounds with least and most")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -12,9 +12,11 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine
 
 from celery_jobqueue.db.url import sqlalchemy_url
+from tasks.certificates import __main__ as command
 from tasks.certificates import issue
 from tasks.certificates.errors import CertificateRevoked, InvalidRevocation, UnknownCertificate
 from tasks.certificates.issue import issue_certificate
@@ -245,12 +247,13 @@ def test_a_revoked_certificate_is_not_issued_again(url: str, engine: Engine, eve
     assert again() == serial
 
 
-def test_the_command(url: str, serial: str) -> None:
+def test_the_command(engine: Engine, serial: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "engine", lambda: engine)
+
     def run(*arguments: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tasks.certificates", *arguments], env=environment(url),
-                              cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout + done.stderr
+        done = CliRunner().invoke(command.main, arguments)
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return done.exit_code, done.output
 
     code, said = run("verify", serial)
     assert (code, said.splitlines()[0]) == (0, f"{serial}  valid")
@@ -263,3 +266,9 @@ def test_the_command(url: str, serial: str) -> None:
     assert run("reinstate", serial) == (0, f"{serial} is valid again\n")
     assert run("revoke", "AAAA-BBBB-CCCC") == (1, "Error: there is no certificate 'AAAA-BBBB-CCCC'\n")
     assert run("revoke", serial, "--reason", "because")[0] == 2
+
+
+def test_the_command_is_a_program(url: str, serial: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tasks.certificates", "verify", serial], env=environment(url),
+                          cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.splitlines()[0], done.stderr) == (0, f"{serial}  valid", "")

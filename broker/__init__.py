@@ -1,7 +1,8 @@
 """Celery on PostgreSQL: kombu transport, result backend and worker integration.
 
 Importing this package makes `postgresql://` known to kombu; usually the entry points have done so already.
-For applications: `jobs_in` publishes jobs in their own transactions, `finish_in` and `afinish_in` complete a task's job in one.
+For applications: `jobs_in` publishes jobs in their own transactions, `enqueue_many` thousands at once, `finish_in` and
+`afinish_in` complete a task's job in a transaction.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from celery_jobqueue.broker.finish import LeaseLost as LeaseLost
     from celery_jobqueue.broker.finish import afinish_in as afinish_in
     from celery_jobqueue.broker.finish import finish_in as finish_in
+    from celery_jobqueue.broker.many import enqueue_many as enqueue_many
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from celery_jobqueue.broker.enqueue import jobs_in
 
         return jobs_in
+    if name == "enqueue_many":
+        from celery_jobqueue.broker.many import enqueue_many
+
+        return enqueue_many
     if name in ("LeaseLost", "afinish_in", "finish_in"):
         from celery_jobqueue.broker import finish
 

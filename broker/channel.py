@@ -17,6 +17,7 @@ from celery_jobqueue.broker.context import lease_of, running_request
 from celery_jobqueue.broker.endings import app_of, tell_celery
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient, revocation, storable, uuid7
+from celery_jobqueue.broker.outbox import outbox_of
 from celery_jobqueue.broker.publishing import Outgoing, PublishBatch, send
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease
@@ -191,6 +192,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         destinations = transport.topology.destinations(exchange, routing_key or "", kind)
         if not destinations and exchange and self.deadletter_queue:
             destinations = [(self.deadletter_queue, False)]
+        outbox = outbox_of(transport.settings.conninfo) if kind == "topic" and again is None and _publish_batch is None else None
+        if outbox is not None and all(transient for _, transient in destinations):
+            if destinations:
+                outbox.post(message, [queue for queue, _ in destinations], transport.settings.priority_scale)
+            return
         outgoing = Outgoing() if _publish_batch is None else _publish_batch.outgoing
         outgoing.add(message, destinations, transport.settings.priority_scale, again=again)
         if again is not None:

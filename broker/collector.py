@@ -92,6 +92,10 @@ class Collector:
         """Whether this task was published in the block."""
         return task_id in self._task_ids
 
+    def kept(self) -> list[_Item]:
+        """What was published so far."""
+        return self._items
+
     def close(self) -> None:
         """The block is over: what a copy of its context publishes from now on is sent as ever."""
         self.open = False

@@ -18,6 +18,7 @@ from celery_jobqueue.broker.duties import Duties, Plan, ignore
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
+from celery_jobqueue.broker.outbox import Outbox
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import Statement, statement
@@ -53,6 +54,7 @@ class Cycle:
         self.duties = Duties(session, options, self.claims, self.transient)
         #: Knows what the consumer has places for.
         self.door = Door()
+        self.outbox = Outbox()
         self.trouble = Trouble()
         self._patient_since: float | None = None
         self._credit = credit
@@ -114,6 +116,9 @@ class Cycle:
             self._mail = False
             self._mail_at = now + self._mail_interval
             plan.add((statement("fetch"), (text_array(self.transient), str(_MAX_BATCH))), self._take_mail)
+        if (events_at := self.outbox.due) is not None and now >= events_at:
+            for call in self.outbox.calls():
+                plan.add(call, ignore)
         if plan.calls and not plan.durable:
             plan.calls.insert(0, (statement("asynchronous_commit"), ()))
             plan.takers.insert(0, ignore)
@@ -238,6 +243,7 @@ class Cycle:
         if now >= self._next_duty() or self.settlements.urgent:
             return True
         if not (self.settlements or self.claims.due(now)):
+            self._patient_since = None
             return False
         if not self.door.enough(len(self.ready)):
             return True
@@ -318,9 +324,11 @@ class Cycle:
         return max(at, self.trouble.until)
 
     def _next_duty(self) -> float:
-        if not self.transient:
-            return self.duties.next
-        return 0.0 if self._mail else min(self.duties.next, self._mail_at)
+        at = self.duties.next
+        if self.transient:
+            at = 0.0 if self._mail else min(at, self._mail_at)
+        events = self.outbox.due
+        return at if events is None else min(at, events)
 
     def _put_back(self) -> None:
         while self._in_flight:

@@ -25,8 +25,8 @@ from celery_jobqueue.broker.priorities import to_row
 from celery_jobqueue.broker.session import Row
 from celery_jobqueue.db.errors import InvalidJob
 
-__all__ = ["ETA_IN_WORKER", "decode_job", "decode_lost", "decode_transient", "encode_job", "encode_transient", "job_id",
-           "revocation", "storable", "uuid7"]
+__all__ = ["ETA_IN_WORKER", "decode_job", "decode_lost", "decode_transient", "encode_job", "encode_transient", "is_json",
+           "job_id", "revocation", "storable", "uuid7"]
 
 #: A job due within this many seconds is delivered at once and waits in the worker's timer, where `inspect scheduled`
 #: looks for it; a later one waits in the table (Celery's own suite expects a 5 s ETA in the timer).
@@ -59,8 +59,11 @@ def job_id(message: dict[str, Any], queue: str, *, only: bool) -> str:
     """The row's id. It is put into the message's properties once, and those survive kombu's publish retries: a publish
     repeated after a lost reply is the same job. A message routed to several queues gets one id per queue.
     """
-    base = message["properties"].setdefault("message_id", None) or str(uuid7())
-    message["properties"]["message_id"] = base
+    base = message["properties"].get("message_id")
+    if not base:
+        base = message["properties"]["message_id"] = str(uuid7())
+        if only:
+            return str(base)
     if only:
         try:
             return str(uuid.UUID(base))
@@ -212,10 +215,10 @@ def _envelope(message: Mapping[str, Any]) -> str:
     if not isinstance(properties.get("delivery_info") or {}, dict):
         raise InvalidJob(f"delivery_info={safe_repr(properties['delivery_info']):.100} is not a dictionary")
     try:
-        return json.dumps({
+        return _to_json({
             "headers": message["headers"], "properties": properties,
             "content-type": message["content-type"], "content-encoding": message["content-encoding"],
-        }, default=_plain)
+        })
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidJob(f"the message's headers cannot be written as JSON: {error}") from error
 
@@ -232,6 +235,9 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} in the headers: use text, numbers, lists or dictionaries")
 
 
+_to_json = json.JSONEncoder(default=_plain).encode  # json.dumps(default=…) would make an encoder for each message
+
+
 def _body(body: str | bytes | memoryview) -> tuple[str | None, str | None]:
     """(text, base64): text where PostgreSQL can hold it as such."""
     try:
@@ -240,6 +246,11 @@ def _body(body: str | bytes | memoryview) -> tuple[str | None, str | None]:
     except UnicodeError:
         text, raw = "\0", body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)
     return (None, b64encode(raw).decode()) if "\0" in text else (text, None)
+
+
+def is_json(content_type: str) -> bool:
+    """Whether bodies of this type are JSON that can be looked into."""
+    return content_type in _JSON_TYPES
 
 
 def storable(value: object, name: str) -> str | None:
@@ -279,7 +290,7 @@ def _user(properties: Mapping[str, Any], headers: Mapping[str, Any], message: Ma
     if (user := properties.get("user_id")) is not None:
         return user
     name = headers.get("task")
-    if name is None or message["content-type"] not in _JSON_TYPES:
+    if name is None or not is_json(message["content-type"]):
         return None
     position = _user_position(str(name))
     body = message["body"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
 
@@ -21,21 +22,22 @@ from celery_jobqueue.broker.transient import Destination, send_call
 from celery_jobqueue.broker.trouble import explained
 from celery_jobqueue.db.errors import InvalidJob
 
-__all__ = ["Outgoing", "PublishBatch", "send", "send_safely"]
+__all__ = ["Outgoing", "PublishBatch", "arrays", "send", "send_safely"]
 
 logger = logging.getLogger(__name__)
 
 #: Jobs and characters of one INSERT: enough to make the round trip cheap, small enough for the server's memory.
 _MAX_JOBS = 1000
 _MAX_CHARACTERS = 8_000_000
+_COLUMNS = ("id", "queue", "task_name", "task_id", "user_id", "run_at", "expires_at", "reply_to", "envelope", "payload")
 
 
 class Outgoing:
     """Messages that are sent together."""
 
     def __init__(self) -> None:
-        self._plain: list[str] = []
-        self._capped: list[str] = []  # jobs that bring their own max_attempts
+        self._plain: list[dict[str, Any]] = []
+        self._capped: list[dict[str, Any]] = []  # jobs that bring their own max_attempts
         self._rearmed: list[Call] = []
         self._letters: list[Call] = []
 
@@ -56,10 +58,12 @@ class Outgoing:
                 again = None
                 continue
             job["id"] = job_id(message, queue, only=len(jobs) == 1)
-            (self._capped if "max_attempts" in job else self._plain).append(dumps(job))
+            (self._capped if "max_attempts" in job else self._plain).append(job)
 
     def calls(self, *, wake: bool = False, own: bool = False) -> list[Call]:
         """The statements that store all of it. wake: whoever sleeps or not. own: nobody else's work is in the transaction."""
+        if own and len(self) == 1 and (self._plain or self._capped):
+            return [_one(*self._plain, *self._capped)]
         inserts: list[Call] = [
             (statement("publish"), (plain or "[]", capped, "t" if wake else "f"))
             for plain, capped in zip_longest(_arrays(self._plain), _arrays(self._capped))]
@@ -68,8 +72,21 @@ class Outgoing:
         return [*self._letters, *self._rearmed, *inserts]
 
 
-def _arrays(rows: list[str]) -> Iterator[str]:
+def _one(job: dict[str, Any]) -> Call:
+    """A single job without the way through JSON, which cost the server more than the insert (0.46 ms; 0.17 ms without)."""
+    binary, cap = job["payload_base64"], job.get("max_attempts")
+    return statement("publish_one"), (
+        *(job[column] for column in _COLUMNS), str(job["priority"]), None if binary is None else b64decode(binary),
+        None if cap is None else str(cap))
+
+
+def _arrays(jobs: Iterable[dict[str, Any]]) -> Iterator[str]:
     """The rows as JSON arrays of a size that one statement can carry."""
+    yield from arrays(map(dumps, jobs))
+
+
+def arrays(rows: Iterable[str]) -> Iterator[str]:
+    """JSON objects as JSON arrays of a size that one statement can carry."""
     part: list[str] = []
     characters = 0
     for row in rows:

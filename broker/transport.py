@@ -115,7 +115,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         with contextlib.suppress(psycopg.Error, OSError):
             if self.session.connected:
                 self._give_back_undelivered()
-                while self.settlements:  # twice at most: what was settled to no effect is asked about
+                while self.settlements or self.cycle_.outbox.due is not None:  # what was settled to no effect is asked about
                     self.cycle_.exchange()
             if self.leaving and self.session.connected:
                 self.session.run((statement("goodbye"), (identity().id,)))
@@ -304,12 +304,14 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._loop = loop
         self._loop_thread = threading.get_ident()
         loop.on_tick.add(self._on_tick)
+        self.cycle_.outbox.open(self.settings.conninfo, lambda: loop.call_soon(_nothing))
         self._pulse = loop.call_repeatedly(self.settings.options.heartbeat, self._beat)
 
     def _leave_loop(self) -> None:
         loop, self._loop = self._loop, None
         if loop is None:
             return
+        self.cycle_.outbox.close(self.settings.conninfo)
         loop.on_tick.discard(self._on_tick)  # hub.reset() leaves tick callbacks in place
         if self._reading is not None:
             for reader in (self._reading, self._wake_end()):

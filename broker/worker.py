@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import wraps
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds. After a longer outage of ours others may have had it too, and get as long to come back before they count as dead.
 _BRIEF = 3.0
+#: Seconds that events of tasks are gathered for; Flower looks at them once a second.
+_GATHER = 0.05
 
 
 class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -45,6 +49,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
         consumer.on_task_request = self.gate.request
         consumer.connect = coming_back(consumer.connect)
+        consumer.on_send_event_buffered = _gathering(consumer)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
         consumer.on_decode_error = _saying_why(consumer, consumer.on_decode_error)
         consumer.on_unknown_task = _saying_why(consumer, consumer.on_unknown_task)
@@ -92,6 +97,8 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The connection is lost or given up."""
         if self._pulse is not None:
             self._pulse.stop()
+        with suppress(*consumer.connection_errors):
+            consumer._flush_events()
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """For `inspect stats` and Flower. kombu's host name is our whole URL, so Celery's own entry would show the password."""
@@ -107,6 +114,19 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.stop(consumer)
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
+
+
+def _gathering(consumer: Any) -> Callable[[], None]:
+    """Celery sends the events of tasks with each turn of its loop, two or three at a time; a publish costs more than an event."""
+    flush_at = 0.0
+
+    def gather() -> None:
+        nonlocal flush_at
+        if consumer.hub and monotonic() >= flush_at:
+            flush_at = monotonic() + _GATHER
+            consumer.hub.call_later(_GATHER, consumer._flush_events)
+
+    return gather
 
 
 def _is_solo(consumer: Any) -> bool:

@@ -3,6 +3,10 @@
 -- name: publish
 select jobqueue.publish($1::json, $2::json, $3::boolean);
 
+-- name: publish_one
+select jobqueue.publish_one($1::uuid, $2::text, $3::text, $4::text, $5::text, $6::timestamptz, $7::timestamptz, $8::text,
+                            $9::text, $10::text, $11::smallint, $12::bytea, $13::integer);
+
 -- name: rearm
 select jobqueue.rearm($1::uuid, $2::uuid, $3::json);
 
@@ -11,6 +15,9 @@ select queue, transient from jobqueue.destinations($1::text, $2::text);
 
 -- name: send
 select jobqueue.send($1::text[], $2::smallint, $3::interval, $4::text, $5::text, $6::bytea);
+
+-- name: send_all
+select jobqueue.send_all($1::text[], $2::smallint, $3::interval, $4::text[], $5::text[]);
 
 -- name: asynchronous_commit
 -- Only for transactions whose loss in a crash of the server costs nothing but time: claims, late-ack starts, transient traffic.

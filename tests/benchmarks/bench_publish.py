@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 from celery import Celery
 
-from celery_jobqueue.broker import jobs_in
+from celery_jobqueue.broker import enqueue_many, jobs_in
 from celery_jobqueue.db import embedded, migrate
 from tests.support.app import make_app
 
@@ -42,7 +42,11 @@ def ways(app: Celery, conn: psycopg.Connection[tuple[object, ...]]) -> dict[str,
             one_by_one(n)
         conn.commit()
 
-    return {"delay()": one_by_one, "Producer.batch()": batch, "jobs_in(app)": in_app, "jobs_in(connection)": in_transaction}
+    def at_once(n: int) -> None:
+        enqueue_many(add, [(number, 1) for number in range(n)])
+
+    return {"enqueue_many()": at_once, "delay()": one_by_one, "Producer.batch()": batch, "jobs_in(app)": in_app,
+            "jobs_in(connection)": in_transaction}
 
 
 def main() -> None:

@@ -1,0 +1,170 @@
+"""Many calls of one task in one statement, for those who queue jobs by the thousand.
+
+    enqueue_many(send_invoice, [(order.id,) for order in orders], queue="bulk")
+
+Celery's own work for each message (routing, declarations, headers, serializing twice) is done once, for the first call; the
+others differ from it in their ids, arguments and what is shown of these. What is stored is what apply_async() stores.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Any
+
+from celery import signals
+from celery._state import get_current_worker_task
+from celery.app.task import Task
+from celery.backends.base import BaseBackend
+from celery.utils.saferepr import saferepr
+from kombu import serialization
+from kombu.utils.json import dumps, loads
+
+from celery_jobqueue.broker import settings
+from celery_jobqueue.broker.collector import collected, collecting
+from celery_jobqueue.broker.context import parameter_position
+from celery_jobqueue.broker.enqueue import jobs_in
+from celery_jobqueue.broker.messages import is_json, storable, uuid7
+from celery_jobqueue.broker.publishing import arrays, send_safely
+from celery_jobqueue.broker.session import Call
+from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.db.errors import InvalidJob
+
+__all__ = ["enqueue_many"]
+
+_Pair = tuple[tuple[Any, ...], dict[str, Any]]
+_PLAIN = (int, str, float, bool, type(None))  # repr() of a few of them is mostly what saferepr() makes, twenty times faster
+_SHOWN = 100  # characters up to which that is so for certain
+
+
+def enqueue_many(task: Any, calls: Iterable[tuple[Any, ...] | list[Any] | Mapping[str, Any]], **options: Any) -> list[Any]:
+    """Queue one job for each call, all of them or none. Returns their AsyncResults in the same order.
+
+    calls: for each job its positional arguments (a tuple or list) or its keyword arguments (a mapping). options: as for
+    apply_async(), the same for all jobs; without task_id. In a jobs_in() block the jobs are part of it.
+
+    Raises TypeError for arguments that the task does not take, InvalidJob for what cannot be stored; nothing is queued then.
+    """
+    if "task_id" in options:
+        raise InvalidJob("enqueue_many() gives every job an id of its own: leave task_id out")
+    pairs = [_pair(call) for call in calls]
+    if not pairs:
+        return []
+    task = task.app.tasks[task.name]  # it may be a proxy
+    client = task.app.connection_for_write()
+    if client.transport.driver_type != "postgres" or collected(settings.read(client).conninfo) is not None:
+        return _one_by_one(task, pairs, options)
+    copier = None if _seen_one_by_one(task, options) else _Copier.of(task, pairs[0], options, settings.read(client).conninfo)
+    if copier is None:
+        with jobs_in(task.app):
+            return _one_by_one(task, pairs, options)
+    ids = [str(uuid.uuid4()) for _ in pairs]
+    rows = [copier.row(id_, args, kwargs) for id_, (args, kwargs) in zip(ids, pairs, strict=True)]
+    store: list[Call] = [(statement("publish"), ("[]" if copier.capped else jobs, jobs if copier.capped else None, "f"))
+                         for jobs in arrays(rows)]
+    with task.app.pool.acquire(block=True) as connection:
+        send_safely(connection.default_channel.connection, store)
+    results = [task.AsyncResult(id_) for id_ in ids]
+    parent = get_current_worker_task()
+    if parent is not None and options.get("add_to_parent", True):
+        for result in results:
+            parent.add_trail(result)
+    return results
+
+
+def _pair(call: Any) -> _Pair:
+    if isinstance(call, Mapping):
+        return (), dict(call)
+    if isinstance(call, (tuple, list)):
+        return tuple(call), {}
+    raise TypeError(f"{call!r:.100} is no call: give a tuple of positional arguments or a dictionary of keyword arguments")
+
+
+def _one_by_one(task: Any, pairs: list[_Pair], options: dict[str, Any]) -> list[Any]:
+    return [task.apply_async(args, kwargs, **options) for args, kwargs in pairs]
+
+
+def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
+    """Whether somebody wants to see each message before it is sent: then Celery makes each of them."""
+    conf, kind = task.app.conf, type(task)
+    routes = conf.task_routes or []
+    routes = routes if isinstance(routes, (list, tuple)) else [routes]
+    return bool(
+        signals.before_task_publish.receivers or signals.after_task_publish.receivers
+        or conf.task_send_sent_event or conf.task_always_eager
+        or not all(isinstance(route, dict) for route in routes)
+        or kind.apply_async is not Task.apply_async
+        or type(task.app.backend).on_task_call is not BaseBackend.on_task_call
+        or options.get("shadow") or kind.shadow_name is not Task.shadow_name)
+
+
+class _Copier:
+    """The row of one job as a text with gaps, which are filled for every job."""
+
+    def __init__(self, task: Any, mark: str, serializer: str, text: str, embed: Any, user: str | None, position: int | None,
+                 capped: bool, reads_user: bool) -> None:
+        self.capped = capped
+        self._check = task.__header__ if task.typing else None
+        self._serializer, self._embed = serializer, embed
+        self._user, self._position, self._reads_user = user, position, reads_user
+        self._gaps = re.sub(f"(ROW|USER|PAYLOAD|ARGS|KWARGS|ID)-{mark}", r"%(\1)s", text.replace("%", "%%"))
+
+    @classmethod
+    def of(cls, task: Any, first: _Pair, options: dict[str, Any], conninfo: str) -> _Copier | None:
+        """What the jobs have in common, learned from Celery's message for the first; None where that cannot be copied."""
+        mark = str(uuid.uuid4())
+        with collecting(conninfo) as jobs:
+            task.apply_async(*first, task_id=f"ID-{mark}", **{
+                "argsrepr": f"ARGS-{mark}", "kwargsrepr": f"KWARGS-{mark}", **options, "add_to_parent": False})
+        [found] = jobs.kept()
+        message, row = found.message, found.row
+        if row is None or row["payload"] is None or "compression" in message["headers"]:
+            return None
+        try:
+            embed = loads(row["payload"])[2]
+        except (ValueError, TypeError, LookupError):
+            return None
+        known = message["properties"].get("user_id")
+        text = dumps({**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"})
+        text = text.replace(f'"USER-{mark}"', f"USER-{mark}").replace(f'"PAYLOAD-{mark}"', f"PAYLOAD-{mark}")
+        serializer = options.get("serializer") or task.serializer or task.app.conf.task_serializer
+        return cls(task, mark, serializer, text, embed, storable(known, "user_id"), parameter_position(task.name, "user_id"),
+                   "max_attempts" in row, known is None and is_json(message["content-type"]))
+
+    def row(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The job's row as jobqueue.publish() takes it. Raises TypeError, InvalidJob."""
+        if self._check is not None:
+            self._check(*args, **kwargs)
+        payload = serialization.dumps((args, kwargs, self._embed), serializer=self._serializer)[2]
+        user = self._user
+        if self._reads_user:
+            user = storable(self._argument(args, kwargs), "user_id")
+        values = {
+            "ROW": str(uuid7()), "ID": task_id, "PAYLOAD": quoted(storable(payload, "the arguments") or ""),
+            "USER": "null" if user is None else quoted(user),
+            "ARGS": _inside(_shown(args)), "KWARGS": _inside(_shown(kwargs)),
+        }
+        return self._gaps % values
+
+    def _argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        if "user_id" in kwargs:
+            return kwargs["user_id"]
+        position = self._position
+        return args[position] if position is not None and position < len(args) else None
+
+
+def _inside(text: str) -> str:
+    """A text inside of a JSON string that is inside of a JSON string."""
+    return quoted(quoted(text)[1:-1])[1:-1]
+
+
+def _shown(arguments: tuple[Any, ...] | dict[str, Any]) -> str:
+    """What Celery shows of arguments in events and logs."""
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    if len(arguments) < 10 and all(type(value) in _PLAIN for value in values):
+        text = repr(arguments)
+        if len(text) < _SHOWN and text.isascii() and not ('"' in text or "\\" in text):
+            return text
+    return str(saferepr(arguments, 1024))

@@ -1,0 +1,81 @@
+"""Events of a worker, which travel with its next round trip: nobody waits for them, and whatever waits goes as one statement."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import Any
+
+from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.session import Call
+from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.transient import send_call
+
+__all__ = ["Outbox", "outbox_of"]
+
+#: Events that may wait; the oldest are dropped beyond that. A listener is to be told within moments or not at all.
+_MOST = 10_000
+_PATIENCE = 0.02  # seconds that events wait for company, unless there are …
+_ENOUGH = 100  # … so many
+
+_open: dict[str, Outbox] = {}
+
+
+class Outbox:
+    """What is to be sent. wake: called from other threads than the loop's, so that it looks here."""
+
+    def __init__(self) -> None:
+        self._letters: deque[tuple[Call, float]] = deque(maxlen=_MOST)
+        self._thread = 0
+        self._closed = False
+        self._wake: Callable[[], None] = lambda: None
+
+    def open(self, conninfo: str, wake: Callable[[], None]) -> None:
+        """From now on events for this database are put in here, by all connections of this process."""
+        self._thread, self._wake, self._closed = threading.get_ident(), wake, False
+        _open[conninfo] = self
+
+    def close(self, conninfo: str) -> None:
+        """The loop turns no more; who publishes sends by himself again, and what is here is to go out."""
+        self._closed = True
+        if _open.get(conninfo) is self:
+            del _open[conninfo]
+
+    def post(self, message: Mapping[str, Any], queues: list[str], scale: str) -> None:
+        """Put in a message."""
+        self._letters.append((send_call(message, queues, scale), monotonic()))
+        if threading.get_ident() != self._thread:
+            self._wake()
+
+    @property
+    def due(self) -> float | None:
+        """When they are to go out even if nothing else does, in monotonic seconds; None when there are none."""
+        if not self._letters:
+            return None
+        return 0.0 if self._closed or len(self._letters) >= _ENOUGH else self._letters[0][1] + _PATIENCE
+
+    def calls(self) -> list[Call]:
+        """The statements that send everything; it is gone from here then. Events that are lost with a connection are lost."""
+        found: list[Call] = []
+        alike: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
+        for _ in range(len(self._letters)):
+            call, _since = self._letters.popleft()
+            queues, priority, ttl, envelope, payload, binary = call[1]
+            if binary is None:
+                alike.setdefault((queues, priority, ttl), []).append((str(envelope), str(payload)))
+            else:
+                found.append(call)
+        for (queues, priority, ttl), letters in alike.items():
+            found.append((statement("send_all"), (queues, priority, ttl, _column(letters, 0), _column(letters, 1))))
+        return found
+
+
+def _column(letters: Iterable[tuple[str, str]], number: int) -> str:
+    return text_array(letter[number] for letter in letters)
+
+
+def outbox_of(conninfo: str) -> Outbox | None:
+    """Where a worker's events for this database go; None in a process without a worker's loop."""
+    return _open.get(conninfo)

@@ -1,0 +1,118 @@
+"""enqueue_many(): thousands of jobs at once, each of them what apply_async() would have stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from celery import Celery, signals
+
+from celery_jobqueue.broker import enqueue_many, jobs_in
+from celery_jobqueue.db.errors import InvalidJob
+from tests.support.database import one, rows
+from tests.support.workers import Worker
+
+OPTIONS: dict[str, Any] = {"queue": "bulk", "priority": 2, "max_attempts": 7, "expires": 3600, "headers": {"tenant": "100 %s"}}
+
+
+@pytest.fixture
+def many(app: Celery) -> Any:
+    """A task with an argument of every kind."""
+
+    @app.task(name="t.many", shared=False, ignore_result=True)
+    def task(text: Any, number: float = 0, *, user_id: str | None = None) -> None:
+        """Never runs here."""
+
+    return task
+
+
+def count(url: str) -> int:
+    return int(one(url, "select count(*) from job_queue"))
+
+
+def comparable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what differs between any two jobs."""
+    text = json.dumps(row, default=str).replace(row["task_id"], "the task's id")
+    found: dict[str, Any] = json.loads(text)
+    for column in ("id", "created_at", "run_at", "expires_at"):
+        del found[column]
+    found["envelope"] = json.loads(found["envelope"])
+    found["envelope"]["headers"].pop("expires")
+    found["envelope"]["properties"].pop("expiration")
+    return found
+
+
+@pytest.mark.parametrize("call", [
+    ("plain", 1), ('"quoted" \\ and % and %(ID)s and \u00e4\U0001f600', 2.5), ({"deep": [1, {"x": None}]},), ("x" * 3000, -1),
+    {"text": "by name", "user_id": "somebody"}, {"text": ["ARGS", "ROW"], "number": 3}])
+def test_what_is_stored_is_what_apply_async_stores(call: Any, many: Any, database_url: str) -> None:
+    args, kwargs = ((), call) if isinstance(call, dict) else (call, {})
+    many.apply_async(args, kwargs, **OPTIONS)
+    results = enqueue_many(many, [("another",), call], **OPTIONS)
+    alone, _, together = rows(database_url, "select * from job_queue order by id")
+    assert comparable(together) == comparable(alone)
+    assert together["task_id"] == results[1].id
+    assert (together["max_attempts"], together["priority"], together["queue"]) == (7, 2, "bulk")
+
+
+def test_thousands_are_one_transaction_in_their_order(many: Any, database_url: str) -> None:
+    results = enqueue_many(many, (("x", number) for number in range(2500)))
+    found = rows(database_url, "select task_id, payload, created_at from job_queue order by run_at, id")
+    assert [row["task_id"] for row in found] == [result.id for result in results]
+    assert [json.loads(row["payload"])[0][1] for row in found] == list(range(2500))
+    assert len({row["created_at"] for row in found}) == 1
+
+
+def test_a_worker_runs_them(app: Celery, start_worker: Callable[..., Worker]) -> None:
+    start_worker()
+    results = enqueue_many(app.tasks["t.add"], [(number, 1) for number in range(20)])
+    assert [result.get(timeout=20) for result in results] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(("calls", "options", "error", "says"), [
+    ([("fine",), ()], {}, TypeError, "text"), ([("fine",), "text"], {}, TypeError, "no call"),
+    ([("fine",), {"text": "x", "user_id": "nul\0"}], {}, InvalidJob, "user_id"),
+    ([("fine",)], {"task_id": "mine"}, InvalidJob, "task_id"), ([("fine",)], {"max_attempts": 0}, InvalidJob, "max_attempts")])
+def test_a_mistake_in_one_of_them_queues_none(calls: Any, options: dict[str, Any], error: type[Exception], says: str, many: Any,
+                                              database_url: str) -> None:
+    with pytest.raises(error, match=says):
+        enqueue_many(many, calls, **options)
+    assert count(database_url) == 0
+
+
+def test_nothing_is_nothing(many: Any, database_url: str) -> None:
+    assert enqueue_many(many, []) == []
+    assert count(database_url) == 0
+
+
+def test_they_are_part_of_a_block(many: Any, database_url: str) -> None:
+    with psycopg.connect(database_url) as conn:
+        with jobs_in(conn):
+            enqueue_many(many, [("x",)] * 3)
+        assert count(database_url) == 0
+        conn.rollback()
+        assert count(database_url) == 0
+        with jobs_in(conn):
+            enqueue_many(many, [("x",)] * 3)
+        conn.commit()
+    assert count(database_url) == 3
+
+
+def test_whoever_wants_to_see_each_message_does(many: Any, database_url: str) -> None:
+    seen: list[str] = []
+
+    def see(headers: dict[str, Any], **_: Any) -> None:
+        headers["seen"] = True
+        seen.append(headers["id"])
+
+    signals.before_task_publish.connect(see)
+    try:
+        results = enqueue_many(many, [("x",)] * 3)
+    finally:
+        signals.before_task_publish.disconnect(see)
+    assert seen == [result.id for result in results]
+    assert one(database_url, "select count(*) from job_queue where envelope::jsonb -> 'headers' ? 'seen'") == 3
+    assert len(rows(database_url, "select distinct created_at from job_queue")) == 1

@@ -1,0 +1,69 @@
+"""Where a worker's events wait for its next round trip."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from celery_jobqueue.broker import outbox
+from celery_jobqueue.broker.outbox import Outbox, outbox_of
+
+
+def message(body: str | bytes = "[]", **properties: Any) -> dict[str, Any]:
+    return {"body": body, "headers": {}, "properties": properties, "content-type": "application/json",
+            "content-encoding": "utf-8"}
+
+
+def test_events_for_the_same_queues_are_one_statement() -> None:
+    box = Outbox()
+    for number in range(5):
+        box.post(message(f'["{number}"]'), ["a", "b"], "jobs")
+    box.post(message(b"\xff"), ["a"], "jobs")
+    box.post(message(), ["c"], "jobs")
+    binary, many, other = box.calls()
+    assert (binary[0].name, many[0].name, other[0].name) == ("send", "send_all", "send_all")
+    assert many[1][0] == '{"a","b"}'
+    assert many[1][4] == "{" + ",".join(f'"[\\"{number}\\"]"' for number in range(5)) + "}"
+    assert box.due is None
+    assert box.calls() == []
+
+
+def test_they_wait_a_moment_but_not_when_they_are_many_or_the_loop_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "monotonic", lambda: 100.0)
+    box = Outbox()
+    assert box.due is None
+    box.post(message(), ["a"], "jobs")
+    assert box.due == pytest.approx(100.02)
+    for _ in range(99):
+        box.post(message(), ["a"], "jobs")
+    assert box.due == 0.0
+    box.calls()
+    box.post(message(), ["a"], "jobs")
+    box.close("anywhere")
+    assert box.due == 0.0
+
+
+def test_events_of_other_threads_wake_the_loop() -> None:
+    box, woken = Outbox(), threading.Event()
+    box.open("here", woken.set)
+    try:
+        assert outbox_of("here") is box
+        box.post(message(), ["a"], "jobs")
+        assert not woken.is_set()
+        thread = threading.Thread(target=box.post, args=(message(), ["a"], "jobs"))
+        thread.start()
+        thread.join()
+        assert woken.is_set()
+    finally:
+        box.close("here")
+    assert outbox_of("here") is None
+
+
+def test_a_server_that_is_away_costs_no_memory_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Outbox()
+    for number in range(outbox._MOST + 5):
+        box.post(message(str(number)), ["a"], "jobs")
+    [(_, params)] = box.calls()
+    assert str(params[4]).startswith('{"5","6",')

@@ -79,7 +79,7 @@ def test_bad_rows_say_what_is_wrong_and_the_others_are_read(tmp_path: Path) -> N
         (9, "recipient_name holds U+001B, which is no printable character: remove it"),
         (10, None),
         (11, "recipient_name spans several lines: is a quotation mark not closed?"),
-        (14, None)]
+        (14, "recipient_name holds HTML (<b>): write the name as it is read")]
     assert rows[7].name == "\ufffd[31mRed"  # nothing that draws on a terminal
 
 

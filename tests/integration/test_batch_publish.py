@@ -47,7 +47,7 @@ def transactions(url: str) -> list[int]:
 
 def test_a_batch_is_one_transaction_and_the_worker_hears_of_it(app: Celery, database_url: str, start_worker: Start) -> None:
     start_worker()
-    wait_until(lambda: rows(database_url, "select from jobqueue.worker where idle"), "the worker sleeps: it polls every 5 s only")
+    wait_until(lambda: rows(database_url, "select id from jobqueue.worker where idle"), "it sleeps, and polls every 5 s only")
     add = app.tasks["t.add"]
     with app.producer_or_acquire() as producer:
         assert producer.supports_batch_publish

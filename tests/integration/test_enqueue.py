@@ -302,7 +302,7 @@ def test_a_worker_sees_nothing_before_the_commit_and_starts_at_once_after_it(app
                 assert app.control.ping(timeout=5, limit=1), "remote control is not part of the transaction"
             assert add.delay(2, 2).get(timeout=20) == 4  # the worker has looked
             assert held.state == "PENDING"
-            wait_until(lambda: rows(url, "select from jobqueue.worker where idle"), "the worker sleeps: it polls every 5 s only")
+            wait_until(lambda: rows(url, "select id from jobqueue.worker where idle"), "it sleeps, and polls every 5 s only")
             transaction.commit()
             committed = time.monotonic()
             assert held.get(timeout=20) == 2

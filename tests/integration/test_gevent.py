@@ -51,7 +51,7 @@ def test_acknowledgements_from_everywhere_lose_nothing(loop: str, make_client: C
     waiting = app.tasks["t.wait"].delay(str(mark))
     wait_until(mark.exists, "it runs")
     assert job(database_url, waiting.id)["status"] == "processing"
-    wait_until(lambda: rows(database_url, "select from jobqueue.worker where idle"), "the worker waits")
+    wait_until(lambda: rows(database_url, "select id from jobqueue.worker where idle"), "the worker waits")
     before = job(database_url, waiting.id)["now"]
     Path(f"{mark}.go").touch()
     wait_until(lambda: job(database_url, waiting.id)["status"] == "completed", "it is settled")

@@ -210,7 +210,7 @@ def test_a_delayed_job_waits_in_the_table_and_starts_on_time(app: Celery, databa
     result = app.tasks["t.add"].apply_async((1, 1), countdown=11)
     row = job(database_url, result.id)
     assert row["run_at"] - row["created_at"] > timedelta(seconds=10)
-    wait_until(lambda: rows(database_url, "select from jobqueue.worker where idle"), "the worker is idle")
+    wait_until(lambda: rows(database_url, "select id from jobqueue.worker where idle"), "the worker is idle")
     assert job(database_url, result.id)["owner"] is None
     row = wait_for_status(database_url, result.id, "completed")
     assert timedelta(0) <= row["started_at"] - row["run_at"] < timedelta(seconds=0.5)

@@ -20,6 +20,7 @@ from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower import install as _install_in_flower
 from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.management import Management
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.meeting import meet
 from celery_jobqueue.broker.pooling import prepares
@@ -380,20 +381,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def get_manager(self, *args: Any, **kwargs: Any) -> virtual.Management:
         """For `celery list bindings`."""
-        return _Management(self)
+        return Management(self)
 
 
 def _nothing() -> None:
     """A timer that only makes the hub turn; the tick does the work."""
-
-
-class _Management(virtual.Management):  # type: ignore[misc]
-    """Bindings as the database knows them, not only those of this process."""
-
-    def get_bindings(self) -> list[dict[str, str]]:
-        """All bindings of all processes."""
-        [rows] = self.channel.connection.run((statement("bindings"), ()))
-        return [{"destination": row[0] or "", "source": row[1] or "", "routing_key": row[2] or ""} for row in rows]
 
 
 _install_failover()

@@ -2052,4 +2052,25 @@ $mig$;
     end if;
 end $bundle$;
 
+-- 0014 send_all_rights
+do $bundle$
+begin
+    if not exists (select from jobqueue.migration where line = 'queue' and version = 14) then
+        execute $mig$
+-- Workers may write messages themselves, so send_all() needs nobody else's rights; and nobody but workers sends events together.
+
+alter function jobqueue.send_all(text[], smallint, interval, text[], text[]) security invoker;
+
+do $$
+begin
+    if exists (select from pg_catalog.pg_roles where rolname = 'jobqueue_publisher') then
+        revoke all on function jobqueue.send_all from jobqueue_publisher;
+    end if;
+end $$;
+$mig$;
+        insert into jobqueue.migration (line, version, name, sha256)
+        values ('queue', 14, 'send_all_rights', '36366b34b1e601432ea885525f6ff2e422634647c6537339ef7c64bea27e3613');
+    end if;
+end $bundle$;
+
 commit;

@@ -30,7 +30,8 @@ TABLES = {"public.job_queue", *APPLICATION,
 #: What an end user may read of their own jobs.
 VISIBLE = {"id", "status", "task_name", "queue", "priority", "attempts", "max_attempts", "user_id", "error_message", "created_at",
            "run_at", "started_at", "finished_at", "state", "result", "task_id"}
-PUBLISHING = {"public.enqueue_job", "jobqueue.publish", "jobqueue.send", "jobqueue.destinations", "jobqueue.channel",
+PUBLISHING = {"public.enqueue_job", "jobqueue.publish", "jobqueue.publish_one", "jobqueue.send", "jobqueue.destinations",
+              "jobqueue.channel",
               'jobqueue."fetch"', "jobqueue.touch", "jobqueue.reap", "jobqueue.begin_chord", "jobqueue.size_chord",
               "jobqueue.revoke", "jobqueue.forget"}
 READING = {"public.get_user_jobs", "jobqueue.current_user_id"}
@@ -240,6 +241,8 @@ ERRANDS = (
     "select public.enqueue_job('t.add', task_id => 'b')",
     ("select jobqueue.publish('[{{\"id\": \"{new}\", \"queue\": \"celery\","
      " \"task_id\": \"c\", \"priority\": 1}}]')"),
+    ("select jobqueue.publish_one('00000000-0000-4000-8000-000000000001', 'celery', 't.add', 'd', null, null, null, null, null,"
+     " '[]', 5::smallint, null, 2)"),
     "select jobqueue.send('{{celery}}', 5::smallint, null, '{{}}', 'x', null)",
     "select * from jobqueue.destinations('celery', 'celery')",
     "claim",

@@ -36,7 +36,7 @@ class Arena:
         self.scenario, self.url, self.folder, self.jobs = scenario, url, folder, jobs
         self._server = server
         #: The database as the workers call it, where that is not `url`.
-        self.worker_url = url
+        self.worker_url: str | None = None
         self.random = Random(seed)
         self.verdict = Verdict(scenario.name, seed)
         self.ledger = folder / "ledger"
@@ -140,7 +140,7 @@ class Arena:
     def start_worker(self, *options: str, url: str | None = None, **env: Any) -> workers.Worker:
         """A worker of tests/faults/app.py, ready; FAULTS_ACKS, FAULTS_OPTIONS, FAULTS_SETTINGS as env."""
         running = self._stack.enter_context(workers.worker(
-            url or self.worker_url, self.folder, "tests.faults.app", *options, FAULTS_LEDGER=self.ledger, **env))
+            url or self.worker_url or self.url, self.folder, "tests.faults.app", *options, FAULTS_LEDGER=self.ledger, **env))
         self.workers.append(running)
         return running
 

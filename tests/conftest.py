@@ -27,6 +27,7 @@ _PROGRAMS = {"pgbouncer": shutil.which("pgbouncer"), "chromium": shutil.which("c
 def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background commands with SIGINT ignored, which every child would inherit, and Ctrl-C is under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the same under nohup, and closed terminals are under test
     for program in _PROGRAMS:
         config.addinivalue_line("markers", f"needs_{program}: skipped where the system program {program} is missing")
 

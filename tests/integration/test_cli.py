@@ -91,8 +91,8 @@ def test_status_names_what_is_to_be_done(database_url: str) -> None:
     behind = "schema queue not installed" if newest == 1 else f"version {newest - 1}, 1 to apply: run `jobqueue migrate`"
     assert behind in "\n".join(without_spaces(jobqueue("status", url=database_url).lines))
     rows(database_url, "insert into jobqueue.migration (line, version, name, sha256)"
-                       " select 'queue', n, 'later', '' from generate_series(%s, 9) n", (newest,))
-    assert f"version 9, newer than this code ({newest}): upgrade" in jobqueue("status", url=database_url).out
+                       " select 'queue', n, 'later', '' from generate_series(%s, 99) n", (newest,))
+    assert f"version 99, newer than this code ({newest}): upgrade" in jobqueue("status", url=database_url).out
     refused = jobqueue("migrate", url=database_url)
     assert (refused.code, len(refused.err.splitlines())) == (1, 1)
     assert "newer than this code" in refused.err

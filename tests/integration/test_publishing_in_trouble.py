@@ -152,6 +152,7 @@ def test_a_pool_whose_connections_are_all_in_use_is_an_error(pool: str, make_cli
 
 def test_threads_that_outnumber_the_pool_wait_for_their_turn(make_client: Callable[..., Celery], database_url: str) -> None:
     app = make_client(broker_pool_limit=2)
+    assert app.amqp.producer_pool.limit == 2  # made here: Celery makes it without a lock, and shrinks one that is in use already
     failed: list[Exception] = []
 
     def publish() -> None:

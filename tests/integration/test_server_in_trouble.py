@@ -186,11 +186,11 @@ def test_a_schema_that_vanishes_under_a_worker_stops_it_with_the_remedy(app: Cel
                                                                       start_worker: Start) -> None:
     running = start_worker()
     assert app.tasks["t.add"].delay(1, 1).get(timeout=20) == 2
-    rows(database_url, "drop function jobqueue.claim, jobqueue.publish")
+    rows(database_url, "drop function jobqueue.claim, jobqueue.publish_one")
     assert running.process.wait(30) != 0
     assert "Unrecoverable error: SchemaError" in running.text
     assert "run `jobqueue migrate`, or upgrade celery-jobqueue" in running.text
-    with pytest.raises(SchemaError, match=r"jobqueue\.publish.*run `jobqueue migrate`"):
+    with pytest.raises(SchemaError, match=r"jobqueue\.publish_one.*run `jobqueue migrate`"):
         app.tasks["t.add"].delay(1, 1)
 
 

@@ -108,7 +108,7 @@ def _cancel(store: JobStore, row: Row, running: bool) -> bool:
     calls: list[Call] = [(statement("take_job"), (id, str(uuid.uuid4()), lease, "t" if running else "f"))]
     if ours and not ignored:
         encoded = backend._encoded(backend.encode_result(revoked, states.REVOKED))
-        calls.append((statement("store_result"), (id, lease, states.REVOKED, *encoded, None, None, CANCELLED, "t")))
+        calls.append((statement("store_result"), (id, lease, states.REVOKED, *encoded, None, None, CANCELLED)))
     else:
         calls.append((statement("fail"), (id, lease, CANCELLED, None, "f", None)))
     if ours and request.chord:

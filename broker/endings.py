@@ -8,7 +8,9 @@ from typing import Any
 
 from celery._state import _get_active_apps
 from celery.app.task import Context
-from celery.exceptions import WorkerLostError
+from celery.exceptions import TaskRevokedError, WorkerLostError
+from celery.states import FAILURE
+from celery.states import REVOKED as REVOKED_STATE
 
 from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.session import Row
@@ -54,8 +56,15 @@ def tell_celery(app: Any, rows: list[Row]) -> None:
             else:
                 backend.mark_as_failure(task_id, WorkerLostError(error), request=request, store_result=stores)
         except Exception:
-            logger.exception("the end of job %s could not be told to Celery", id_,
-                             extra=Lease.of(job).about)
+            logger.exception("the end of job %s could not be told to Celery", id_, extra=Lease.of(job).about)
+            _store_end(app, task_id, job, error)
+
+
+def _store_end(app: Any, task_id: str | None, job: dict[str, Any], error: str | None) -> None:
+    """What the job's headers say of errbacks and chords means nothing; who waits for its result hears of the end all the same."""
+    state, exc = (REVOKED_STATE, TaskRevokedError(error)) if error == REVOKED else (FAILURE, WorkerLostError(error))
+    with suppress(Exception):
+        app.backend.store_result(task_id, exc, state, request=Context(id=task_id, properties={"job": job}))
 
 
 def unreadable(app: Any, settlements: Settlements, lease: Lease, task_id: str | None, error: Exception) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 
+from celery_jobqueue.broker import trouble
 from celery_jobqueue.broker.pooling import prepares
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settings import Settings
@@ -22,6 +23,8 @@ __all__ = ["PATIENCE", "lending", "run_patiently", "session_for", "still_held", 
 
 #: The work is done: a restart or failover of the server must not lose what came of it. Seconds to go on trying.
 PATIENCE = 120.0
+#: Seconds before the second attempt with a new connection; each one after it waits twice as long, up to 5 s.
+_PAUSE = 0.1
 
 _local = threading.local()
 _lent: ContextVar[tuple[str, Any] | None] = ContextVar("celery_jobqueue_lent_session", default=None)
@@ -47,14 +50,16 @@ def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0) -> li
     patience: seconds to go on trying when there is no server. Not repeated inside of a transaction that somebody else ends.
     """
     session = session_for(settings)
-    fresh, deadline, pause = not session.connected, time.monotonic() + patience, 0.1
+    fresh, deadline, pause = not session.connected, time.monotonic() + patience, _PAUSE
     while True:
         try:
             return session.run(*calls)
-        except (psycopg.OperationalError, psycopg.InterfaceError):
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             if session.in_transaction or (fresh and time.monotonic() + pause > deadline):
                 raise
             if fresh:
+                if pause == _PAUSE:
+                    trouble.warn(error, f"for {patience:g} s")
                 time.sleep(pause)
                 pause = min(2 * pause, 5.0)
             fresh = True

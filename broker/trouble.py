@@ -15,7 +15,7 @@ from psycopg import errors
 
 from celery_jobqueue.db.errors import SchemaError
 
-__all__ = ["Trouble", "explained"]
+__all__ = ["Trouble", "explained", "warn"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,7 @@ class Trouble:
         self.until = now + self._pause * random.uniform(0.8, 1.2)
         if now - self._logged_at > _QUIET or not self._logged_at:
             self._logged_at = now
-            logger.warning("PostgreSQL refuses the queue's work (%s: %s). Nothing is lost; it is tried again every %g s or less",
-                           type(error).__name__, _first_line(error), _LONGEST)
+            warn(error, f"every {_LONGEST:g} s or less")
 
     def over(self) -> None:
         """A batch got through."""
@@ -54,6 +53,12 @@ class Trouble:
             if self._logged_at >= self._since and self._pause >= 1:
                 logger.warning("PostgreSQL does the queue's work again, after %.0f s", monotonic() - self._since)
             self._pause = self.until = 0.0
+
+
+def warn(error: Exception, when: str) -> None:
+    """Say in the log that something waits for the server. when: how it is tried again."""
+    logger.warning("PostgreSQL refuses the queue's work (%s: %s). Nothing is lost; it is tried again %s",
+                   type(error).__name__, _first_line(error), when)
 
 
 def explained(error: psycopg.Error) -> Exception:

@@ -124,6 +124,14 @@ def _held(arena: Arena, worker: Worker) -> int:
     return int(arena.value("select count(*) from job_queue where owner = %s", (arena.owner(worker),)))
 
 
+def _occupy(arena: Arena, worker: Worker, seconds: float) -> None:
+    """Publish jobs that last about so long, until that worker runs some of them: its neighbour may be the quicker one."""
+    for _ in range(10):
+        arena.publish(2 * _PROCESSES, seconds=(0.5 * seconds, 1.5 * seconds), priority=1)
+        if arena.holds_within(lambda: _held(arena, worker), 1.0):
+            return
+
+
 def _back(arena: Arena, worker: Worker, since: float) -> None:
     """Note when the worker gave a sign of life again: a heartbeat, or what became of a job."""
     alive = ("select exists (select from jobqueue.worker where name = %(name)s and heartbeat_at > to_timestamp(%(since)s))"
@@ -142,8 +150,8 @@ def _cut(arena: Arena, seconds: float, hits: int) -> None:
         with Traffic(arena, proxy.url, over=4 if arena.jobs < 100 else 30, **settings):
             through = 0
             for _ in range(hits):
-                arena.publish(2 * _PROCESSES, seconds=(0.5 * seconds, 1.5 * seconds), priority=1)
-                arena.pause(0.5, 2.0)
+                _occupy(arena, far, seconds)
+                arena.pause(0.0, 0.4 * min(seconds, 5.0))
                 through += _held(arena, far)
                 proxy.cut()
                 time.sleep(seconds)

@@ -173,20 +173,3 @@ def test_a_server_that_stays_away_fails_the_batch(client: Celery, database_url: 
                 add.apply_async((1, 1), producer=producer)
             add.apply_async((2, 2), producer=producer)
     assert count(database_url) == 1
-
-
-def test_a_batch_is_much_faster(app: Celery, database_url: str) -> None:
-    """Measured: 4 to 8 times; what remains is Celery's own work for each message."""
-    add = app.tasks["t.add"]
-    with app.producer_or_acquire() as producer:
-        add.apply_async((0, 0), producer=producer)
-        took: list[float] = []
-        for size in (1, 100):
-            began = time.perf_counter()
-            for _ in range(200 // size):
-                with producer.batch():
-                    for n in range(size):
-                        add.apply_async((n, n), producer=producer)
-            took.append(time.perf_counter() - began)
-    assert count(database_url) == 401
-    assert took[1] < took[0] / 1.5, took

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from celery import Celery
-from kombu.exceptions import BatchPublishError, OperationalError
+from kombu.exceptions import OperationalError
 
-from celery_jobqueue.broker import meeting
+from celery_jobqueue.broker import enqueue_many, jobs_in, meeting
 from celery_jobqueue.db import migrate
 from celery_jobqueue.db.errors import SchemaError
 from tests.support.app import make_app
@@ -61,22 +61,20 @@ def test_a_full_disk_loses_no_job_and_starts_no_storm(disk: Disk, tmp_path: Path
         held = app.tasks["t.wait"].delay(str(mark))
         wait_until(mark.exists, "a job runs")
         record, published = app.tasks["t.record"], [held.id]
-
-        def publish(n: int) -> None:
-            with app.producer_or_acquire() as producer, producer.batch():
-                ids = [record.apply_async((str(tmp_path / "ran"), str(n)), producer=producer).id for _ in range(n)]
-            published.extend(ids)
-
-        publish(400)
-        disk.fill()
-        with pytest.raises(BatchPublishError, match="No space left"):
-            publish(3000)
+        arguments = [(str(tmp_path / "ran"), str(n)) for n in range(3000)]
+        with psycopg.connect(disk.url) as conn:
+            with jobs_in(conn):
+                published += [record.delay(*each).id for each in arguments[:400]]
+            disk.fill()  # before the worker may see one of them
+        with pytest.raises(psycopg.errors.DiskFull):
+            enqueue_many(record, arguments)
         wait_until(lambda: REFUSED in running.text, "the worker says so")
         assert "No space left" in running.text
         Path(f"{mark}.go").touch()  # its result cannot be stored now
         began, before = time.monotonic(), running.text.count(REFUSED)
         wait_until(lambda: time.monotonic() - began > 3, "it stays full for a while")
-        assert (running.text.count(REFUSED) - before, connections(running)) == (0, 1), "no storm of words, none of connections"
+        said = running.text.count(REFUSED) - before
+        assert (said <= 3, connections(running)) == (True, 1), "a word of each process at most, and no storm of connections"
         disk.free()
         assert held.get(timeout=40) == "went"
         wait_until(lambda: set(statuses(disk.url)) == {"completed"}, "all end", 60)

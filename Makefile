@@ -48,6 +48,7 @@ clouds: $(STAMP) ## certificates in Azure's own emulator (needs npm, which fetch
 
 pythons: $(STAMP) ## the same certificates, byte for byte, from every Python ≥ 3.11 on this machine
 	@$(BIN)/python -m tests.pythons
+
 soak: $(STAMP) ## a million jobs beside a killer, memory and sizes, and the cost of an idle worker (SOAK='--jobs 100000')
 	@$(BIN)/python -m tests.faults.soak $(SOAK)
 

@@ -28,13 +28,15 @@ _AFTERWARDS = 8  # priority of what can wait until the certificates are there
 @app.task(  # type: ignore[untyped-decorator,unused-ignore]
     name="tasks.generate_certificate", bind=True, dont_autoretry_for=(TypeError,))
 def generate_certificate(self: Any, event_id: str, recipient_name: str, user_id: str, recipient_key: str | None = None,
-                         email: str | None = None, preview: str | None = None) -> dict[str, Any]:
+                         email: str | None = None, preview: str | None = None, expires_on: str | None = None) -> dict[str, Any]:
     """Issue one certificate: check, render, upload, record.
 
     email: then send it there (tasks.send_certificate). preview: then make a picture, "webp" or "png"
-    (tasks.preview_certificate). Returns its id, serial, url, storage_key and recipient_name. A wrong event, user, name or
-    design is a final error; a database or storage that does not answer is tried again until max_attempts. Running twice gives
-    one certificate; record, the job's completion and the next tasks are one commit.
+    (tasks.preview_certificate). expires_on: the last day on which it is valid, YYYY-MM-DD; unsaid, what the design says.
+
+    Returns its id, serial, url, storage_key and recipient_name. A wrong event, user, name or design is a final error; a database
+    or storage that does not answer is tried again until max_attempts. Running twice gives one certificate; record, the job's
+    completion and the next tasks are one commit.
     """
     address = None if email is None else check_email(email)
     if preview is not None and preview not in FORMATS:
@@ -55,7 +57,8 @@ def generate_certificate(self: Any, event_id: str, recipient_name: str, user_id:
     # One of many has a group that tells how far it is; a person waits for a single one.
     watched = self.request.id is not None and self.request.group is None and not self.request.is_eager
     issued = issue_certificate(engine(), event_id=event_id, recipient_name=recipient_name, user_id=user_id,
-                               recipient_key=recipient_key, storage=storage(), verification_url=app.conf.verification_url,
+                               recipient_key=recipient_key, expires_on=expires_on, storage=storage(),
+                               verification_url=app.conf.verification_url,
                                on_step=progress if watched else None, then=then, signer=_signer())
     return issued.as_dict()
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from celery.result import AsyncResult
@@ -22,11 +22,12 @@ from celery_jobqueue.db.models import Event, Job
 from tasks.app import app, engine
 from tasks.certificate import generate_certificate
 from tasks.certificates.errors import UnknownEvent
+from tasks.certificates.expiry import check_expiry
 from tasks.certificates.issue import check_event_id, check_key, check_name, check_user
 
 __all__ = ["JobFailed", "JobQueueService", "JobView"]
 
-_FIELDS = frozenset({"event_id", "recipient_name", "recipient_key"})
+_FIELDS = frozenset({"event_id", "recipient_name", "recipient_key", "expires_on"})
 
 
 class JobFailed(JobQueueError):
@@ -64,7 +65,8 @@ class JobQueueService:
                                      max_attempts: int | None = None) -> str:
         """Queue one certificate and return its task id.
 
-        data: `event_id`, `recipient_name`, optionally `recipient_key` (tells recipients of one name apart).
+        data: `event_id`, `recipient_name`, optionally `recipient_key` (tells recipients of one name apart) and `expires_on`
+        (the last day on which the certificate is valid, a date or YYYY-MM-DD).
         priority: 1 (first) … 10 (last). Raises InvalidJob naming the field and the fix; nothing is written then.
         """
         if not isinstance(data, Mapping):
@@ -80,12 +82,15 @@ class JobQueueService:
         check_user(user_id)
         name, key = check_name(data["recipient_name"]), check_key(data.get("recipient_key"))
         event_id = check_event_id(data["event_id"])
+        expires_on = check_expiry(data.get("expires_on"), datetime.now(UTC).date())
         with Session(engine()) as session:
             if session.scalar(select(Event.id).where(Event.id == event_id)) is None:
                 raise UnknownEvent(f"there is no event {event_id}")
         kwargs: dict[str, Any] = {"event_id": str(event_id), "recipient_name": name, "user_id": user_id}
         if key is not None:
             kwargs["recipient_key"] = key
+        if expires_on is not None:
+            kwargs["expires_on"] = expires_on.isoformat()
         options: dict[str, Any] = {} if max_attempts is None else {"max_attempts": max_attempts}
         result: AsyncResult[Any] = generate_certificate.apply_async(kwargs=kwargs, priority=priority, user_id=user_id, **options)
         return str(result.id)

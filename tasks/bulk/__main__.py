@@ -82,21 +82,22 @@ def main() -> None:
               help="Which column is what, where names do not tell: name, given, family, email, key.")
 @click.option("--send-email", is_flag=True, help="Send each certificate to its row's e-mail address.")
 @click.option("--preview", type=click.Choice(list(FORMATS)), help="A picture beside each PDF.")
+@click.option("--expires-on", metavar="YYYY-MM-DD", help="The last day on which they are valid. Default: what the design says.")
 @click.option("--no-zip", is_flag=True, help="No zip of all certificates at the end.")
 @click.option("--priority", type=click.IntRange(1, 10), default=6, show_default=True, help="1 first … 10 last.")
 @_wait
 @_json
 @_clear_errors
 def issue(file: Path | None, query: str | None, event: str, user: str, yes: bool, skip_bad: bool, encoding: str | None,
-          delimiter: str | None, columns: tuple[str, ...], send_email: bool, preview: str | None, no_zip: bool, priority: int,
-          wait: bool, as_json: bool) -> None:
+          delimiter: str | None, columns: tuple[str, ...], send_email: bool, preview: str | None, expires_on: str | None,
+          no_zip: bool, priority: int, wait: bool, as_json: bool) -> None:
     """Look at the attendees, ask, and issue one certificate for each.
 
     Nothing is issued until the question is answered (or --yes was said). Doing it again skips who has a certificate.
     """
     if (file is None) == (query is None):
         raise click.UsageError("name a FILE, or say --query")
-    options = BatchOptions(priority=priority, email=send_email, preview=preview, archive=not no_zip)
+    options = BatchOptions(priority=priority, email=send_email, preview=preview, archive=not no_zip, expires_on=expires_on)
     meanings = dict(_meaning(column) for column in columns)
     source = (csv_attendees(file, encoding=encoding, delimiter=delimiter, columns=meanings) if file is not None else
               query_attendees(engine(), query or "", columns=meanings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -20,6 +20,7 @@ from tasks.bulk.attendees import Attendee, Attendees
 from tasks.bulk.errors import BatchError
 from tasks.bulk.finish import finish_batch, finisher_id
 from tasks.certificate import generate_certificate
+from tasks.certificates.expiry import check_expiry
 from tasks.certificates.issue import check_event
 from tasks.certificates.preview import FORMATS
 
@@ -36,6 +37,8 @@ class BatchOptions:
     """How a batch is issued. email: send each certificate to its row's address. preview: "webp" or "png" beside each PDF.
 
     priority: 1 (first) … 10 (last); the default lets certificates that somebody waits for go first. archive: a zip at the end.
+    expires_on: the last day on which they are valid, YYYY-MM-DD; unsaid, what the design says.
+
     Raises InvalidJob naming the field.
     """
 
@@ -44,6 +47,7 @@ class BatchOptions:
     preview: str | None = None
     archive: bool = True
     max_attempts: int | None = None
+    expires_on: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.priority, bool) or not isinstance(self.priority, int) or not 1 <= self.priority <= 10:
@@ -52,6 +56,8 @@ class BatchOptions:
             raise InvalidJob(f"preview={self.preview!r}: there are {', '.join(FORMATS)}")
         if self.max_attempts is not None and (not isinstance(self.max_attempts, int) or self.max_attempts < 1):
             raise InvalidJob(f"max_attempts={self.max_attempts!r} must be at least 1")
+        if (day := check_expiry(self.expires_on, datetime.now(UTC).date())) is not None:
+            object.__setattr__(self, "expires_on", day.isoformat())  # a date is understood too; the batch's row is JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +105,8 @@ def plan_batch(engine: Engine, attendees: Attendees, *, event_id: object, user_i
     tell: called with the rows read so far. One transaction: what cannot be read leaves nothing behind. Raises a
     CertificateError for an event that cannot be used, InvalidAttendees.
     """
-    event = check_event(engine, event_id, user_id)
     options = options or BatchOptions()
+    event = check_event(engine, event_id, user_id, options.expires_on)
     with engine.begin() as connection:
         connection.execute(statements.DROP_OLD_DRAFTS)
         batch = connection.execute(insert(CertificateBatch).values(
@@ -261,6 +267,8 @@ def _publish(connection: Connection, batch: Any, run: int, count: int, tell: Tel
                     kwargs["email"] = row.email
                 if options["preview"]:
                     kwargs["preview"] = options["preview"]
+                if options.get("expires_on"):  # a batch of an older version says nothing
+                    kwargs["expires_on"] = options["expires_on"]
                 generate_certificate.apply_async(
                     kwargs=kwargs, task_id=row.task_id, priority=options["priority"], user_id=batch.user_id,
                     group_id=group, group_index=queued, chord=body, **given)

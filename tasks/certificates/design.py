@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from tasks.certificates.errors import DesignError
+from tasks.certificates.expiry import day_in, duration_in
 from tasks.certificates.fonts import STYLES
 from tasks.certificates.parts import Image, Key, Model, Page, Part, Plain, Qr, Seal, Signature, Text
 
 __all__ = ["PLACEHOLDERS", "Design", "fill", "parse_design"]
 
 #: What every design may use; an event adds its own with `fields`.
-PLACEHOLDERS = ("recipient_name", "event_name", "event_dates", "event_place", "organiser", "issued_on", "serial", "verify_url")
+PLACEHOLDERS = ("recipient_name", "event_name", "event_dates", "event_place", "organiser", "issued_on", "expires_on", "serial",
+                "verify_url")
 
 #: The fields of each kind of part that may hold placeholders.
 _FILLED = {Text: ("text",), Qr: ("text", "alt"), Signature: ("name", "title"), Image: ("alt",), Seal: ("alt",)}
@@ -23,13 +26,18 @@ _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Design(Model):
-    """A whole design. `fields` are the event's own placeholders with their values, `fonts` its own fonts with their keys."""
+    """A whole design. `fields` are the event's own placeholders with their values, `fonts` its own fonts with their keys.
+
+    valid_for (`2 years`) or expires_on: until when its certificates are valid, if not for ever.
+    """
 
     title: Plain = Field(default="Certificate", min_length=1, max_length=200)
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
     page: Page = Page()
     fields: dict[_Name, Annotated[Plain, Field(max_length=500)]] = Field(default={}, max_length=50)
     fonts: dict[_Name, Key] = Field(default={}, max_length=10)
+    valid_for: Annotated[str, BeforeValidator(duration_in)] | None = None
+    expires_on: Annotated[date, BeforeValidator(day_in)] | None = None
     verify_url: str = Field(default="", max_length=300, pattern=r"^(https?://\S+)?$")
     parts: tuple[Part, ...] = Field(min_length=1, max_length=100)
 
@@ -39,6 +47,8 @@ class Design(Model):
             for name in getattr(self, given):
                 if name in taken:
                     raise ValueError(f"{given}.{name}: this name is built in; choose another one")
+        if self.valid_for and self.expires_on:
+            raise ValueError("valid_for and expires_on: say one of the two")
         self._check_placeholders("title", self.title)
         self._check_placeholders("verify_url", self.verify_url, without="verify_url")
         for number, part in enumerate(self.parts):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery_jobqueue.db.errors import FinalError, InvalidJob
 
-__all__ = ["CertificateError", "CertificateRevoked", "DesignError", "InvalidRecipient", "InvalidRevocation", "InvalidUser",
-           "MissingConfiguration", "MissingGlyph", "NotAllowed", "UnknownCertificate", "UnknownEvent"]
+__all__ = ["CertificateError", "CertificateRevoked", "DesignError", "InvalidExpiry", "InvalidRecipient", "InvalidRevocation",
+           "InvalidUser", "MissingConfiguration", "MissingGlyph", "NotAllowed", "UnknownCertificate", "UnknownEvent"]
 
 
 class CertificateError(FinalError):
@@ -18,6 +18,10 @@ class CertificateRevoked(CertificateError):
 
 class DesignError(CertificateError):
     """The event's design cannot be used; the message names the field and the fix."""
+
+
+class InvalidExpiry(CertificateError, InvalidJob):
+    """The day on which the certificate shall expire is none, or has passed."""
 
 
 class InvalidRecipient(CertificateError, InvalidJob):

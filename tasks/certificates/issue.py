@@ -28,6 +28,7 @@ from tasks.certificates.errors import (
     NotAllowed,
     UnknownEvent,
 )
+from tasks.certificates.expiry import check_expiry, last_day
 from tasks.certificates.parts import markup_in
 from tasks.certificates.render import render
 from tasks.certificates.signing import Signer
@@ -115,16 +116,17 @@ def _identifier(value: str, field: str, error: type[InvalidRecipient | InvalidUs
 
 
 def issue_certificate(engine: Engine, *, event_id: object, recipient_name: object, user_id: object, storage: Storage,
-                      recipient_key: object = None, verification_url: str = "",
+                      recipient_key: object = None, expires_on: object = None, verification_url: str = "",
                       on_step: Callable[[int, int], None] | None = None,
                       then: Callable[[Connection, IssuedCertificate], object] | None = None,
                       signer: Signer | None = None) -> IssuedCertificate:
     """Render, upload and record the certificate of one recipient.
 
-    recipient_key tells recipients of the same name apart, for instance an e-mail address; verification_url holds {serial}
-    and counts where the design has no verify_url of its own; on_step hears (steps done, steps in all); `then` is called in
-    the record's transaction, right before it commits; signer signs the file. Raises a CertificateError when trying again cannot
-    help, StorageError and SQLAlchemy's errors when it may.
+    recipient_key tells recipients of the same name apart, for instance an e-mail address; expires_on is the last day on which
+    the certificate is valid (unsaid: the one that stands, else what the design says); verification_url holds {serial} and counts
+    where the design has no verify_url of its own; on_step hears (steps done, steps in all); `then` is called in the record's
+    transaction, right before it commits; signer signs the file. Raises a CertificateError when trying again cannot help,
+    StorageError and SQLAlchemy's errors when it may.
     """
     name = check_name(recipient_name)
     key = check_key(recipient_key) or name.casefold()
@@ -140,10 +142,11 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
             serial = facts.serial or _serial(facts.serial_secret, event_uuid, key)
             issued_at = facts.issued_at or datetime.now(UTC)
             design = parse_design(facts.design)
-            values = _values(design, facts, name, serial, issued_at, verification_url)
+            issued_on = issued_at.astimezone(UTC).date()
+            expires = _expires(design, expires_on, facts.expires_on, issued_on)
+            values = _values(design, facts, name, serial, issued_on, expires, verification_url)
             tell(1, 3)
-            content = render(design, values, pictures=lambda key: _picture(storage, key),
-                             issued_on=issued_at.astimezone(UTC).date())
+            content = render(design, values, pictures=lambda key: _picture(storage, key), issued_on=issued_on)
             storage_key = f"events/{event_uuid}/{serial}.pdf"
             if signer is not None:
                 stands_there = storage.open(storage_key) if storage.exists(storage_key) else b""
@@ -152,9 +155,9 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
             row = connection.execute(_RECORD, {
                 "event_id": event_uuid, "serial": serial, "recipient_name": name, "recipient_key": key, "user_id": user,
                 "storage_key": storage_key, "url": storage.location(storage_key), "size_bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(), "issued_at": issued_at}).one()
-            if row.serial != serial or row.issued_at.astimezone(UTC).date() != issued_at.astimezone(UTC).date():
-                continue  # somebody else was first, before midnight: once more, with the serial and the date that stand
+                "sha256": hashlib.sha256(content).hexdigest(), "issued_at": issued_at, "expires_on": expires}).one()
+            if (row.serial, row.issued_at.astimezone(UTC).date(), row.expires_on) != (serial, issued_on, expires):
+                continue  # somebody else was first, perhaps before midnight: once more, with what stands
             # The row's lock makes runs for the same recipient take turns, so that file and row always belong together.
             storage.put(storage_key, content, "application/pdf")
             issued = IssuedCertificate(str(row.id), serial, storage.url(storage_key, LINK_LIFETIME), storage_key, name)
@@ -164,14 +167,14 @@ def issue_certificate(engine: Engine, *, event_id: object, recipient_name: objec
         return issued
 
 
-def check_event(engine: Engine, event_id: object, user_id: object) -> Any:
-    """The event's id and name, if this user may issue certificates for it and its design can be used.
+def check_event(engine: Engine, event_id: object, user_id: object, expires_on: object = None) -> Any:
+    """The event's id and name, if this user may issue certificates for it today and its design can be used.
 
-    Raises a CertificateError.
+    expires_on: as for issue_certificate(). Raises a CertificateError.
     """
     with engine.connect() as connection:
         facts = _facts(connection, check_event_id(event_id), check_user(user_id), "")
-    parse_design(facts.design)
+    _expires(parse_design(facts.design), expires_on, None, datetime.now(UTC).date())
     return facts
 
 
@@ -182,7 +185,7 @@ _FACTS = (
            func.set_config("idle_in_transaction_session_timeout", "120s", True),
            Event.id, Event.name, Event.starts_on, Event.ends_on, Event.place, Event.organiser,
            CertificateConfig.design, CertificateConfig.serial_secret, EventOrganiser.user_id,
-           Certificate.serial, Certificate.issued_at, Certificate.revoked_at)
+           Certificate.serial, Certificate.issued_at, Certificate.expires_on, Certificate.revoked_at)
     .outerjoin(CertificateConfig, CertificateConfig.event_id == Event.id)
     .outerjoin(EventOrganiser, (EventOrganiser.event_id == Event.id) & (EventOrganiser.user_id == bindparam("user")))
     .outerjoin(Certificate, (Certificate.event_id == Event.id) & (Certificate.recipient_key == bindparam("key")))
@@ -192,20 +195,27 @@ _FACTS = (
 _INSERT = insert(Certificate)
 _RECORD = _INSERT.on_conflict_do_update(
     constraint="certificates_recipient",
-    set_={column: _INSERT.excluded[column] for column in ("recipient_name", "url", "sha256", "size_bytes")},
-).returning(Certificate.id, Certificate.serial, Certificate.issued_at)
+    set_={column: _INSERT.excluded[column] for column in ("recipient_name", "url", "sha256", "size_bytes")}
+    | {"expires_on": func.coalesce(_INSERT.excluded.expires_on, Certificate.expires_on)},
+).returning(Certificate.id, Certificate.serial, Certificate.issued_at, Certificate.expires_on)
 
 
-def _values(design: Design, event: Any, name: str, serial: str, issued_at: datetime, verification_url: str) -> dict[str, str]:
+def _values(design: Design, event: Any, name: str, serial: str, issued_on: date, expires_on: date | None,
+            verification_url: str) -> dict[str, str]:
     values = {
         **design.fields,
         "recipient_name": name, "event_name": event.name, "event_dates": _dates(event.starts_on, event.ends_on),
-        "event_place": event.place, "organiser": event.organiser, "issued_on": _day(issued_at.astimezone(UTC).date()),
-        "serial": serial}
+        "event_place": event.place, "organiser": event.organiser, "issued_on": _day(issued_on),
+        "expires_on": _day(expires_on) if expires_on else "", "serial": serial}
     quoted = {name: quote(value, safe="") for name, value in values.items()}
     # A setting may hold braces that mean nothing here: only {serial} is replaced.
     address = fill(design.verify_url, quoted) if design.verify_url else verification_url.replace("{serial}", quoted["serial"])
     return values | {"verify_url": address}
+
+
+def _expires(design: Design, given: object, standing: date | None, issued_on: date) -> date | None:
+    """The last day: what is asked for, else what the certificate says already, else what the design says."""
+    return check_expiry(given, issued_on) or standing or last_day(design.valid_for, design.expires_on, issued_on)
 
 
 def _facts(connection: Connection, event_id: uuid.UUID, user: str, key: str) -> Any:

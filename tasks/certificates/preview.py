@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 
-import pypdfium2
-
 from tasks.certificates.errors import CertificateError
 
 __all__ = ["FORMATS", "picture_of"]
@@ -21,6 +19,8 @@ def picture_of(pdf: bytes, format: str = "webp", width: int = 1200) -> bytes:
         raise CertificateError(f"a preview cannot be {format!r}: there are {', '.join(FORMATS)}")
     if isinstance(width, bool) or not isinstance(width, int) or not 16 <= width <= _WIDEST:
         raise CertificateError(f"width={width!r} must be a whole number of pixels from 16 to {_WIDEST}")
+    import pypdfium2  # 0.1 s, and only pictures need it
+
     document = pypdfium2.PdfDocument(pdf)
     try:
         page = document[0]

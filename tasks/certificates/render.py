@@ -117,8 +117,8 @@ class _Page:
 
     def _text(self, part: Text) -> None:
         text = self._filled(part.text)
-        if not text:
-            return
+        if not text or ("{expires_on}" in part.text and not self._values["expires_on"]):
+            return  # `valid through {expires_on}` is left out where nothing expires
         lines = lay_out(text, part.font, part.size, max_width=part.room(self._page) * mm, min_size=part.min_size,
                         max_lines=part.max_lines, tracking=part.tracking, fonts=self._fonts)
         role = part.role or ("recipient" if "{recipient_name}" in part.text else "paragraph")

@@ -48,7 +48,7 @@ class Api:
         ]
 
     async def order(self, request: Request) -> Response:
-        """POST {"event_id", "recipient_name", "recipient_key"?}: 202, and where to look."""
+        """POST {"event_id", "recipient_name", "recipient_key"?, "expires_on"?}: 202, and where to look."""
         user = await self._doors.user(request)
         self._doors.same_origin(request)
         self._doors.may_order(user)
@@ -68,7 +68,7 @@ class Api:
                               retry_after=10)
             task_id = JobQueueService().queue_certificate_generation(data, user_id)
         except InvalidJob as error:
-            named = re.search(r"data\['(\w+)'\]|(event_id|recipient_name|recipient_key)", str(error))
+            named = re.search(r"data\['(\w+)'\]|(event_id|recipient_name|recipient_key|expires_on)", str(error))
             raise Refused(422, str(error), field=named and (named[1] or named[2])) from error
         job = job_of(self._engine, user_id, task_id)
         assert job is not None, "a publish that returned is on disk"

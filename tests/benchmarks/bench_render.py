@@ -88,7 +88,7 @@ def _way(design: dict[str, Any], files: dict[str, bytes], *, world: bool = False
     """Draws so many certificates; answers with the bytes of the last."""
     names, serials = _names(world), iter(range(10**9))
     values = {"event_name": "PostgreSQL for Application Developers", "event_dates": "16–20 November 2026",
-              "event_place": "Lisbon", "organiser": "NORTHERN LIGHTS ACADEMY", "issued_on": "24 November 2026"}
+              "event_place": "Lisbon", "organiser": "NORTHERN LIGHTS ACADEMY", "issued_on": "24 November 2026", "expires_on": ""}
 
     def draw(count: int) -> int:
         size = 0

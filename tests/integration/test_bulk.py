@@ -67,7 +67,7 @@ def test_fifty_certificates_from_a_file_to_a_zip(office: Office, tmp_path: Path)
     names = [f"Łukasz Gutiérrez {number}" for number in range(48)] + ["../../Zoë/Ångström", "=1+1 Ada"]
     file = write_attendees(tmp_path / "people.csv", *(f'"{name}",p{number}@example.org' for number, name in enumerate(names)),
                            "Łukasz Gutiérrez 3,P3@example.org", ",missing@example.org", "Grace,p4@example.org")
-    done = office.issue(file, event, "--yes", "--skip-bad", "--json")
+    done = office.issue(file, event, "--yes", "--skip-bad", "--json", "--expires-on", "2099-12-31")
     assert (done.returncode, done.stderr) == (0, "")
     said = documents(done)
     plan = said["plan"]["plan"]
@@ -83,6 +83,7 @@ def test_fifty_certificates_from_a_file_to_a_zip(office: Office, tmp_path: Path)
 
     found = certificates_of(office.url, event)
     assert sorted(row["recipient_name"] for row in found) == sorted(names)
+    assert {str(row["expires_on"]) for row in found} == {"2099-12-31"}
     jobs = office.jobs(event)
     assert len(jobs) == 50
     assert {(job["status"], job["attempts"], job["priority"], job["user_id"]) for job in jobs} == {("completed", 1, 6, USER)}
@@ -115,7 +116,8 @@ def test_nothing_is_issued_until_somebody_says_yes(office: Office, tmp_path: Pat
         office.url, office.folder, (*issue, *ours), ("issue", str(bad), *ours, "--yes"),
         (*issue, "--event", event, "--user", "stranger"),
         (*issue, "--event", "6f1d8c2e-0000-4c39-9d51-0a4be1c7f203", "--user", USER),
-        (*issue, *ours, "--send-email", "--yes"), (*issue, *ours, "--query", "select 1"), (*issue, *ours, "--column", "name"),
+        (*issue, *ours, "--send-email", "--yes"), (*issue, *ours, "--expires-on", "2020-01-01"),
+        (*issue, *ours, "--query", "select 1"), (*issue, *ours, "--column", "name"),
         ("resume", "6f1d8c2e"), ("watch", "x"))
     assert (unasked[0], unasked[2]) == (2, "Nothing was issued: say --yes to issue.\n")
     assert re.search(r"^ +2 to issue$", unasked[1], re.MULTILINE)
@@ -123,7 +125,8 @@ def test_nothing_is_issued_until_somebody_says_yes(office: Office, tmp_path: Pat
     assert "line 3  Grace: email 'nonsense' is no address" in refused[1]
     for (code, out, err), message in zip(errors, (
             "Error: user 'stranger' may not issue certificates for event", "Error: there is no event 6f1d8c2e",
-            "Nothing to issue.", "Error: name a FILE, or say --query", "Error: --column name: write for instance",
+            "Nothing to issue.", "Error: expires_on 2020-01-01 is before", "Error: name a FILE, or say --query",
+            "Error: --column name: write for instance",
             "Error: no batch begins with 6f1d8c2e", "Error: 'x' is not the id of a batch"), strict=True):
         assert (code, message in out + err) == (2, True), out + err
     assert office.batches(event) == office.jobs(event) == certificates_of(office.url, event) == []

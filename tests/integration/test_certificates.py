@@ -33,6 +33,8 @@ from tests.support.app import make_app
 from tests.support.certificates import classic, image_of, one_part, text_of
 from tests.support.database import fresh_database, one, rows
 from tests.support.issuing import USER, add_event, certificates_of, path_of
+from tests.support.poppler import needs, poppler
+from tests.support.signing_keys import make_key
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT, worker
 
@@ -210,6 +212,7 @@ def test_what_cannot_succeed_is_not_tried_again(change: dict[str, Any], error: s
     ("Ada\0", {}, "InvalidRecipient: recipient_name holds U+0000"),
     ("Ada\ud800", {}, "InvalidRecipient: recipient_name holds U+D800"),
     ("Ada", {"recipient_key": 7}, "InvalidRecipient: recipient_key must be text, not int"),
+    ("Ada", {"expires_on": "2020-01-01"}, "InvalidExpiry: expires_on 2020-01-01 is before"),
     ("Ada", {"user": None}, "InvalidUser: user_id is empty"),
     ("Ada", {"event_id": "../.."}, "UnknownEvent: event_id '../..' is not the id of an event (a UUID)"),
     ("Ada", {"event_id": "00000000-0000-0000-0000-000000000000"}, "UnknownEvent: there is no event 00000000-"),
@@ -247,6 +250,29 @@ def test_a_picture_of_the_design_comes_from_the_storage(office: Office) -> None:
     event = add_event(office.url, one_part(kind="image", key="logos/red.png", x=100, y=100, width=20, height=20))
     page = image_of(path_of(office.ask(event, "Ada").get(timeout=30)["url"]).read_bytes(), scale=1)
     assert page.getpixel((round(110 / 25.4 * 72), round(110 / 25.4 * 72))) == (0xC0, 0x10, 0x30)
+
+
+@needs("pdfsig")
+def test_a_worker_with_a_key_signs_what_it_stores(server: str, template: str, tmp_path: Path) -> None:
+    """Issued again without a change, the file keeps the signature that it has; a corrected name is signed anew."""
+    with fresh_database(server, template) as url:
+        office = Office(url, tmp_path / "files", make_app(url))
+        event = add_event(url)
+        with worker(url, tmp_path, "tasks", "-c", "1", STORAGE_URL=office.folder.as_uri(),
+                    CERTIFICATE_SIGNING_KEY=make_key(tmp_path, "secret"), CERTIFICATE_SIGNING_PASSWORD="secret"):
+            files = [path_of(office.ask(event, name, recipient_key="ada").get(timeout=30)["url"]).read_bytes()
+                     for name in ("Ada Byron", "Ada Byron", "Ada Lovelace")]
+        office.client.backend.result_consumer.stop()
+        office.client.close()
+        assert files[0] == files[1]
+        for content, name in ((files[0], "Ada Byron"), (files[2], "Ada Lovelace")):
+            report = poppler("pdfsig", content, "-nocert")
+            assert "Signature is Valid." in report
+            assert "Total document signed" in report
+            assert "Signer Certificate Common Name: Northern Lights Academy" in report
+            assert name in text_of(content)
+        [row] = certificates_of(url, event)
+        assert hashlib.sha256(files[2]).hexdigest() == row["sha256"]
 
 
 # -- runs that meet ----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from tests.support.workers import ROOT, Worker
 SECRETS = {"POSTGRES_PASSWORD": "p@ss/w:rd %41$x#\"é", "STORAGE_ACCESS_KEY": "AKIDEXAMPLE123456789",
            "STORAGE_SECRET_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", "FLOWER_USER": "olga",
            "FLOWER_PASSWORD": "s3cr3t:$HOME", "WEB_USER": "ivo", "WEB_PASSWORD": "p@ss:w%rd $x#"}
+OPTIONAL = {"SMTP_URL", "MAIL_FROM"}  # empty as they come: then certificates are not sent by e-mail
 EXAMPLE = ROOT / ".env.example"
 APPLICATION = ("migrate", "worker", "web", "flower")
 ONCE = ("migrate", "bucket")
@@ -55,7 +56,8 @@ def compose(env_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def filled(folder: Path, **values: str) -> Path:
     """The example environment with its empty variables filled in."""
-    text = re.sub(r"^([A-Z_]+)=$", lambda match: f"{match[1]}='{values[match[1]]}'", EXAMPLE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^([A-Z_]+)=$", lambda match: f"{match[1]}='{values.get(match[1], '')}'", EXAMPLE.read_text(),
+                  flags=re.MULTILINE)
     file = folder / "env"
     file.write_text(text)
     return file
@@ -90,10 +92,11 @@ def test_the_example_environment_names_and_explains_every_variable() -> None:
     lines = EXAMPLE.read_text().splitlines()
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert set(example) == set(variables)
-    assert {name for name, value in example.items() if not value} == set(SECRETS), "no secret has a value that would work"
+    empty = {name for name, value in example.items() if not value}
+    assert empty == {*SECRETS, *OPTIONAL}, "no secret has a value that would work"
     for name, variable in variables.items():
         assert variable["Required"] == (name in SECRETS)
-        assert variable["DefaultValue"] == example[name], f"{name}: the example shows the default"
+        assert (variable["DefaultValue"] or "") == example[name], f"{name}: the example shows the default"
     for before, line in zip(["", *lines], lines, strict=False):
         assert not line or line.startswith("#") or before.startswith("#") or "=" in before, f"{line} is not explained"
 

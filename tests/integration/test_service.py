@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def counts(url: str) -> list[dict[str, Any]]:
 def test_a_queued_certificate_is_a_row(service: JobQueueService, database: str, event: str, user: str) -> None:
     first = service.queue_certificate_generation({"event_id": event, "recipient_name": " Ada\tLovelace "}, user)
     second = service.queue_certificate_generation(
-        {"event_id": uuid.UUID(event), "recipient_name": "Ada", "recipient_key": "ADA@a.org"}, user, priority=1, max_attempts=5)
+        {"event_id": uuid.UUID(event), "recipient_name": "Ada", "recipient_key": "ADA@a.org",
+         "expires_on": date(2099, 12, 31)}, user, priority=1, max_attempts=5)
     found = {row["task_id"]: row for row in rows(database, "select * from job_queue where user_id = %s", (user,))}
     assert set(found) == {first, second}
     assert {(row["task_name"], row["status"], row["queue"]) for row in found.values()} == {
@@ -72,6 +74,8 @@ def test_a_queued_certificate_is_a_row(service: JobQueueService, database: str, 
     assert '"recipient_name": "Ada Lovelace"' in found[first]["payload"]
     assert f'"event_id": "{event}"' in found[second]["payload"]
     assert '"recipient_key": "ada@a.org"' in found[second]["payload"]
+    assert '"expires_on": "2099-12-31"' in found[second]["payload"]
+    assert "expires_on" not in found[first]["payload"]
 
 
 GOOD = {"recipient_name": "Ada"}
@@ -99,6 +103,8 @@ DEEP.append(DEEP)
     ({**GOOD, "recipient_key": float("inf")}, {}, "recipient_key"), ({**GOOD, "recipient_key": b"x"}, {}, "recipient_key"),
     ({**GOOD, "recipient_key": "x\0"}, {}, "recipient_key"), ({**GOOD, "recipient_key": "\ud800"}, {}, "recipient_key"),
     ({**GOOD, "recipient_key": "x" * 201}, {}, "recipient_key"),
+    ({**GOOD, "expires_on": "2020-01-01"}, {}, "expires_on"), ({**GOOD, "expires_on": "next year"}, {}, "expires_on"),
+    ({**GOOD, "expires_on": 7}, {}, "expires_on"),
     ({**GOOD, "recipent": "x"}, {}, "data['recipent']"), ({**GOOD, 7: "x"}, {}, "data[7]"),
     ({**GOOD, "user_id": "me"}, {}, "data['user_id']"),
     (None, {}, "data"), ([], {}, "data"), ("Ada", {}, "data"),

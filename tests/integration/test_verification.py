@@ -13,16 +13,17 @@ from urllib.parse import quote, urlencode
 import psycopg
 import pytest
 from click.testing import CliRunner
+from dateutil.relativedelta import relativedelta
 from sqlalchemy import Engine, create_engine
 
 from celery_jobqueue.db.url import sqlalchemy_url
 from tasks.certificates import __main__ as command
 from tasks.certificates import issue
-from tasks.certificates.errors import CertificateRevoked, InvalidRevocation, UnknownCertificate
+from tasks.certificates.errors import CertificateRevoked, InvalidExpiry, InvalidRevocation, UnknownCertificate
 from tasks.certificates.issue import issue_certificate
 from tasks.certificates.storage import storage_from_url
-from tasks.certificates.verification import name_matches, plain_serial, reinstate, revoke, verify
-from tests.support.certificates import one_part
+from tasks.certificates.verification import Verification, name_matches, plain_serial, reinstate, revoke, verify
+from tests.support.certificates import one_part, text_of
 from tests.support.database import fresh_database, one, rows
 from tests.support.issuing import USER, add_event, certificates_of
 from tests.support.programs import environment
@@ -102,6 +103,29 @@ def test_a_certificate_is_valid_through_its_last_day(url: str, engine: Engine, s
     assert verify(engine, serial, date(2027, 4, 1)).state == "expired"
     revoke(engine, serial)
     assert verify(engine, serial, date(2027, 4, 1)).state == "revoked", "the graver one is said"
+
+
+def test_certificates_expire_as_the_design_or_the_order_says(url: str, engine: Engine, tmp_path: Path) -> None:
+    event = add_event(url, one_part(text="{recipient_name} until {expires_on}") | {"valid_for": "2 years"})
+    storage = storage_from_url(tmp_path.as_uri())
+
+    def issued(name: str, **more: Any) -> tuple[Verification, str]:
+        made = issue_certificate(engine, event_id=event, recipient_name=name, user_id=USER, recipient_key=KEY, storage=storage,
+                                 **more)
+        return verify(engine, made.serial), text_of(storage.open(made.storage_key))
+
+    first, sheet = issued("Ada")
+    assert first.issued_on is not None
+    last = first.issued_on + relativedelta(years=2)
+    assert (first.state, first.expires_on) == ("valid", last)
+    assert sheet == f"Ada until {last.day} {last:%B} {last.year}"
+    assert issued("Ada Byron", expires_on="2099-12-31")[0].expires_on == date(2099, 12, 31)
+    again, sheet = issued("Ada Lovelace")
+    assert (again.expires_on, sheet) == (date(2099, 12, 31), "Ada Lovelace until 31 December 2099"), "what was asked for stands"
+    before = certificates_of(url, event)
+    with pytest.raises(InvalidExpiry, match="expires_on 2020-01-01 is before"):
+        issued("Ada", expires_on="2020-01-01")
+    assert certificates_of(url, event) == before
 
 
 def test_every_answer_has_the_same_shape(web: Site, states: dict[str, str]) -> None:

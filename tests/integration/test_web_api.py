@@ -89,6 +89,7 @@ def test_an_order_is_accepted_and_says_where_to_look(web: Site, url: str, user: 
     ({"event_id": "EVENT", "recipient_name": "\ud800"}, 422, "recipient_name"),
     ({"event_id": "EVENT", "recipient_name": ["Ada"]}, 422, "recipient_name"),
     ({"event_id": "EVENT", "recipient_name": "Ada", "recipient_key": 7}, 422, "recipient_key"),
+    ({"event_id": "EVENT", "recipient_name": "Ada", "expires_on": "2020-01-01"}, 422, "expires_on"),
     ({"event_id": "EVENT", "recipient_name": "Ada", "user_id": "bob"}, 422, "user_id"),
     ({"event_id": "EVENT", "recipient_name": "Ada", "priority": 1}, 422, "priority"),
     ({"event_id": str(uuid.uuid4()), "recipient_name": "Ada"}, 403, "event_id"),

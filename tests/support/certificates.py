@@ -45,7 +45,7 @@ NAMES = {
 #: What a certificate says, less its recipient.
 VALUES = {
     "event_name": "PostgreSQL for Application Developers", "event_dates": "16–20 November 2026", "event_place": "Lisbon",
-    "organiser": "NORTHERN LIGHTS ACADEMY", "issued_on": "24 November 2026", "serial": "AAAA-BBBB-CCCC",
+    "organiser": "NORTHERN LIGHTS ACADEMY", "issued_on": "24 November 2026", "expires_on": "", "serial": "AAAA-BBBB-CCCC",
     "verify_url": "https://certificates.example.org/verify/AAAA-BBBB-CCCC",
 }
 

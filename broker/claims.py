@@ -107,6 +107,11 @@ class Claims:
         return bool(self.queues) and now >= self._poll_at
 
     @property
+    def woken(self) -> bool:
+        """Whether somebody said that there is something, since the last look."""
+        return self._poll_at == 0.0
+
+    @property
     def next_look(self) -> float:
         """When to look again, in monotonic seconds."""
         return self._poll_at

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from time import monotonic, time
 from typing import Any
 
@@ -54,7 +55,7 @@ class Cycle:
         self.duties = Duties(session, options, self.claims, self.transient)
         #: Knows what the consumer has places for.
         self.door = Door()
-        self.outbox = Outbox()
+        self.outbox = Outbox(self.transient, self._take_letter)
         self.trouble = Trouble()
         self._patient_since: float | None = None
         self._credit = credit
@@ -62,7 +63,7 @@ class Cycle:
         self._mail_at = 0.0
         self._listening: set[str] = set()
         self._channels: dict[str, str] = {}
-        self._serials = 0
+        self._serials = count(1)
         self._in_flight: list[Flight] = []
 
     @property
@@ -119,7 +120,7 @@ class Cycle:
         if (events_at := self.outbox.due) is not None and now >= events_at:
             for call in self.outbox.calls():
                 plan.add(call, ignore)
-        if plan.calls and not plan.durable:
+        if plan.lazy and not plan.durable:
             plan.calls.insert(0, (statement("asynchronous_commit"), ()))
             plan.takers.insert(0, ignore)
         return plan
@@ -143,6 +144,7 @@ class Cycle:
         flight = self.settlements.take()
         calls = self.settlements.calls(flight)
         plan.durable = plan.durable or flight.durable
+        plan.lazy = True
         answers: list[list[Row]] = []
         for number, call in enumerate(calls):
             last = number == len(calls) - 1
@@ -159,6 +161,7 @@ class Cycle:
     def _plan_claims(self, plan: Plan, now: float) -> None:
         if not self.claims.due(now):
             return
+        mere_look = self.claims.idle and not self.claims.woken  # it hardly finds anything to write
         groups: dict[int, list[str]] = {}
         for queue in self.claims.queues:
             credit = self._credit(queue)
@@ -171,6 +174,7 @@ class Cycle:
                 continue
             calls = self.claims.calls(places, queues, now)
             plan.durable = plan.durable or places.starts_once > 0
+            plan.lazy = plan.lazy or not mere_look
             answers: list[list[Row]] = []
 
             def taker(rows: list[Row], answers: list[list[Row]] = answers, expected: int = len(calls),
@@ -202,13 +206,15 @@ class Cycle:
     def _take_mail(self, rows: list[Row]) -> None:
         for id_, queue, envelope, payload, binary in rows:
             assert queue is not None
-            self._serials += 1
             try:
-                self.ready.append((queue, decode_transient(queue, envelope, payload, binary, f"t{id_}.{self._serials}")))
+                self._take_letter(queue, envelope, payload, binary, f"t{id_}")
             except Exception as error:  # sent by hand, with jobqueue.send()
                 logger.error("a message in queue %r cannot be read and is dropped: %s", queue, describe(error))
         if len(rows) == _MAX_BATCH:
             self._mail = True
+
+    def _take_letter(self, queue: str, envelope: str | None, payload: str | None, binary: str | None, id_: str = "own") -> None:
+        self.ready.append((queue, decode_transient(queue, envelope, payload, binary, f"{id_}.{next(self._serials)}")))
 
     def _take_listening(self, rows: list[Row]) -> None:
         # It holds from the commit on: what was sent after this batch had looked and before that woke nobody.

@@ -27,7 +27,10 @@ class Plan:
 
     calls: list[Call] = field(default_factory=list)
     takers: list[Callable[[list[Row]], None]] = field(default_factory=list)
+    #: Whether it has to be on disk before it counts as done, and whether it writes what may get lost with a crash of the server.
+    #: A batch that is neither (looks, signs of life, transient messages, whose table is unlogged) commits as it comes.
     durable: bool = False
+    lazy: bool = False
 
     def add(self, call: Call, taker: Callable[[list[Row]], None]) -> None:
         """One more statement."""
@@ -104,7 +107,6 @@ class Duties:
             if now >= self.rescue_at:
                 self.rescue_at = now + options.rescue
                 plan.add((statement("rescue"), (identity().id, _interval(options.grace))), self._take_lost)
-                plan.add((statement("next_death"), (_interval(options.grace),)), self._take_next_death)
             if now >= self._count_at:
                 self._count_at = now + _COUNT if now < self._count_until else inf
                 plan.add((statement("owned"), (identity().id,)), self._take_owned)
@@ -167,13 +169,12 @@ class Duties:
         self._strangers = strangers
 
     def _take_lost(self, rows: list[Row]) -> None:
-        if rows:
-            self.on_lost(rows)
-
-    def _take_next_death(self, rows: list[Row]) -> None:
+        *lost, (*_, next_death) = rows
+        if lost:
+            self.on_lost([row[:-1] for row in lost])
         # Found free once, a lock is looked at again when its time is over, not up to an interval later.
-        if rows[0][0] is not None:
-            self.rescue_at = min(self.rescue_at, monotonic() + max(0.0, float(rows[0][0])) + 0.01)
+        if next_death is not None:
+            self.rescue_at = min(self.rescue_at, monotonic() + max(0.0, float(next_death)) + 0.01)
 
 
 def _interval(seconds: float | None) -> str | None:

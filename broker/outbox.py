@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
 from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.messages import encode_transient
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
@@ -23,10 +24,21 @@ _ENOUGH = 100  # … so many
 _open: dict[str, Outbox] = {}
 
 
-class Outbox:
-    """What is to be sent. wake: called from other threads than the loop's, so that it looks here."""
+def _keep(*_letter: Any) -> None:
+    """Nothing is near."""
 
-    def __init__(self) -> None:
+
+class Outbox:
+    """What is to be sent. wake: called from other threads than the loop's, so that it looks here.
+
+    near: queues that this process's own loop reads, a list that its owner changes. deliver: takes what goes to one of them, as
+    (queue, envelope, payload, binary). A worker's heartbeat goes to its own gossip too, and for an idle worker that alone was
+    a message written, notified and fetched every two seconds.
+    """
+
+    def __init__(self, near: Sequence[str] = (), deliver: Callable[..., None] = _keep) -> None:
+        self._near = near
+        self._deliver = deliver
         self._letters: deque[tuple[Call, float]] = deque(maxlen=_MOST)
         self._thread = 0
         self._closed = False
@@ -45,7 +57,13 @@ class Outbox:
 
     def post(self, message: Mapping[str, Any], queues: list[str], scale: str) -> None:
         """Put in a message."""
-        self._letters.append((send_call(message, queues, scale), monotonic()))
+        far = [queue for queue in queues if queue not in self._near]
+        if far:
+            self._letters.append((send_call(message, far, scale), monotonic()))
+        if len(far) < len(queues):
+            envelope, payload, binary = encode_transient(dict(message))
+            for queue in set(queues).difference(far):
+                self._deliver(queue, envelope, payload, None if binary is None else rf"\x{binary.hex()}")
         if threading.get_ident() != self._thread:
             self._wake()
 

@@ -345,6 +345,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._loop.add_reader(fd, self._on_readable)
             self._loop.add_reader(self._wake_end(), self._clear_wake)
             self._reading = fd
+        self._deliver_all()  # events that need no database
         self.cycle_.pump()
         if self._arm():
             # The hub chose how long to sleep before it ticked and does not know of the new timer yet; its own call_soon()
@@ -355,11 +356,14 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self._loop is None or self._closed:
             return
         self.cycle_.on_readable()
+        self._deliver_all()
+        self.cycle_.pump()
+        self._arm()
+
+    def _deliver_all(self) -> None:
         while self._deliver_next():
             if self.settlements:  # the solo pool has run the job meanwhile; telling so need not wait for the others
                 self.cycle_.pump()
-        self.cycle_.pump()
-        self._arm()
 
     def _arm(self) -> bool:
         """Let the hub wake up when the next thing is due. True when that is another moment than before."""

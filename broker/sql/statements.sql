@@ -68,11 +68,8 @@ select id, lease from public.job_queue where owner = $1::uuid and leased_until i
 select pg_try_advisory_lock(jobqueue.lock_key($1::uuid));
 
 -- name: rescue
-select id, lease, task_id, task_name, error, envelope, payload, payload_binary from jobqueue.rescue($1::uuid, $2::interval);
-
--- name: next_death
--- Seconds until rescue() may give up the first of the workers whose lock it has found free; null when there is none.
-select extract(epoch from min(lock_free_since) + $1::interval - now()) from jobqueue.worker;
+select id, lease, task_id, task_name, error, envelope, payload, payload_binary, next_death
+  from jobqueue.rescue_and_next($1::uuid, $2::interval);
 
 -- name: revoke
 select id, lease, task_id, task_name, error, envelope, payload, payload_binary from jobqueue.revoke($1::text[]);

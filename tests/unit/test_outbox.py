@@ -67,3 +67,18 @@ def test_a_server_that_is_away_costs_no_memory_without_end(monkeypatch: pytest.M
         box.post(message(str(number)), ["a"], "jobs")
     [(_, params)] = box.calls()
     assert str(params[4]).startswith('{"5","6",')
+
+
+def test_what_goes_to_the_processs_own_queues_needs_no_database() -> None:
+    near, taken = ["mine"], []
+    box = Outbox(near, lambda *letter: taken.append(letter))
+    box.post(message('["one"]'), ["mine"], "jobs")
+    assert box.due is None
+    box.post(message(b"\xff"), ["mine", "theirs"], "jobs")
+    [(sent, params)] = box.calls()
+    assert (sent.name, params[0]) == ("send", '{"theirs"}')
+    assert [letter[0::2] for letter in taken] == [("mine", '["one"]'), ("mine", None)]
+    assert [letter[3] for letter in taken] == [None, r"\xff"]
+    near.clear()
+    box.post(message(), ["mine"], "jobs")
+    assert box.due is not None

@@ -35,7 +35,7 @@ types: $(STAMP)
 	MYPYPATH=.local/typing:. $(BIN)/mypy -p celery_jobqueue.broker -p celery_jobqueue.db -p tasks
 
 tests: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n logical --dist worksteal $(PYTEST)
 
 faults: $(STAMP) ## kill, freeze, cut and fill up, and count what became of the jobs (FAULTS='killed_child --seed 7'; FAULTS=--list)
 	@$(BIN)/python -m tests.faults $(FAULTS)

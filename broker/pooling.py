@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import uuid
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from time import monotonic
 
+import psycopg
 from billiard.process import current_process
 
 from celery_jobqueue.broker.session import Session
@@ -26,8 +27,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a notification may take; it takes a round trip, but the server may be busy.
 _PATIENCE = 2.0
-#: Tries to find the server connection again that listens: PgBouncer lends the one that was given back last.
-_TRIES = 20
+#: Server connections among which the one that listens is looked for; PgBouncer's pools have 20 unless told otherwise.
+_MOST = 20
+
+_OWN_PID = (Statement("", b"select pg_backend_pid()"), ())
 
 _found: dict[str, bool] = {}
 _told: set[str] = set()
@@ -72,11 +75,8 @@ def _tell(settings: Settings, reason: str) -> None:
 def _hears(settings: Settings) -> bool:
     """The LISTEN round trip, over two new connections."""
     channel = f"jq_{uuid.uuid4().hex}"
-    own_pid = (Statement("", b"select pg_backend_pid()"), ())
-    sessions = [Session(settings.conninfo, prepare=False, timeout=settings.timeout, connect_timeout=settings.connect_timeout)
-                for _ in range(2)]
-    with closing(sessions[0]) as listener, closing(sessions[1]) as speaker:
-        _, listening = listener.run((Statement("", f'LISTEN "{channel}"'.encode()), ()), own_pid)
+    with closing(_session(settings, settings.timeout)) as listener, closing(_session(settings, settings.timeout)) as speaker:
+        _, [(listening,)] = listener.run((Statement("", f'LISTEN "{channel}"'.encode()), ()), _OWN_PID)
         speaker.run((statement("notify"), (channel,)))
         deadline = monotonic() + _PATIENCE
         while channel not in listener.notified:
@@ -85,9 +85,22 @@ def _hears(settings: Settings) -> bool:
             listener.wait(left)
             listener.on_readable()
         heard = channel in listener.notified
-        if not heard:
-            # Nothing of ours shall stay on a connection that others use.
-            for _ in range(_TRIES):
-                if listener.run((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), own_pid)[1] == listening:
-                    break
-        return heard
+    if not heard:
+        _unlisten(settings, channel, listening)
+    return heard
+
+
+def _unlisten(settings: Settings, channel: str, listening: str | None) -> None:
+    """Nothing of ours shall stay on a connection that others use. PgBouncer lends the one that was given back last, so those
+    that are none of it are kept until it turns up.
+    """
+    with suppress(psycopg.Error), ExitStack() as kept:
+        for _ in range(_MOST):
+            session = kept.enter_context(closing(_session(settings, _PATIENCE)))
+            kept.enter_context(session.transaction())
+            if session.run((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), _OWN_PID)[1] == [(listening,)]:
+                break
+
+
+def _session(settings: Settings, timeout: float) -> Session:
+    return Session(settings.conninfo, prepare=False, timeout=timeout, connect_timeout=settings.connect_timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from threading import Lock
+from threading import RLock
 from time import time
 from typing import Any
 
@@ -62,7 +62,8 @@ class Gate(Door):
         self._waiting: deque[Any] = deque()
         self._inside: dict[Any, bool] = {}  # requests, and whether each is one of a quick task
         self._promised = 0  # jobs that the claim in flight may start
-        self._lock = Lock()  # the threads pool reports from its own threads
+        self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
+        self._shut = False
         self._names: tuple[list[str], list[str]] = [], []
         self._arrays = "{}", "{}"
         self.pace = Pace()
@@ -76,7 +77,7 @@ class Gate(Door):
         late, once = self._arrays
         with self._lock:
             self._promised = 0
-            if self.full():
+            if self._shut or self.full():
                 places = Places(0)
             elif self._waiting or not all(self._inside.values()) or any(map(_runs_alone, self._inside)):
                 places = Places(credit)
@@ -171,6 +172,10 @@ class Gate(Door):
             self._inside.pop(request, None)
         self._advance()
 
+    def shut(self) -> None:
+        """The worker leaves at once: nothing is started any more. What waits here goes back with its channel."""
+        self._shut = True
+
     def reset(self) -> None:
         """The connection was replaced: Celery has forgotten every request that is not in the pool yet."""
         # What is in the pool runs, whether a process has said so or not. Celery would have the pool forget what no process has
@@ -201,7 +206,7 @@ class Gate(Door):
 
     def _next(self) -> Any | None:
         with self._lock:
-            if not self._waiting or len(self._inside) + self._promised >= self._room(self._waiting[0]):
+            if self._shut or not self._waiting or len(self._inside) + self._promised >= self._room(self._waiting[0]):
                 return None
             if (self._inside or self._promised) and any(map(_runs_alone, (self._waiting[0], *self._inside))):
                 return None

@@ -311,7 +311,8 @@ class Session:
 
     def _collect(self, pgconn: pq.abc.PGconn) -> _Batch | None:
         batch = self._batch
-        while batch is not None and not pgconn.is_busy():
+        # A signal's handler that waits for this batch collects it in the middle of our doing so.
+        while batch is not None and batch is self._batch and not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:  # the end of one statement's answer
                 if pgconn.status != pq.ConnStatus.OK:

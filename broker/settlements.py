@@ -92,7 +92,7 @@ class Settlements:
 
     def __init__(self) -> None:
         self.worker = ""  # name written on the rows that are started
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may settle in the middle of settling
         self._next = Flight()
 
     def __bool__(self) -> bool:

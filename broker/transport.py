@@ -278,9 +278,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             if self._loop_thread != threading.get_ident():
                 self._loop.call_soon(_nothing)  # wakes the hub up, from any thread
         elif self._drainer not in (None, threading.get_ident()):
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the loop turn, from another thread or a signal's handler."""
         with contextlib.suppress(OSError):
             if self._waker is not None:
                 self._waker[1].send(b"x")
@@ -350,7 +351,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self._arm():
             # The hub chose how long to sleep before it ticked and does not know of the new timer yet; its own call_soon()
             # interrupts that sleep from other threads only.
-            self._wake()
+            self.wake()
 
     def _on_readable(self) -> None:
         if self._loop is None or self._closed:

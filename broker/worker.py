@@ -19,6 +19,7 @@ from celery import bootsteps, signals
 from celery.worker.heartbeat import Heart
 
 from celery_jobqueue.broker.comeback import coming_back, outage
+from celery_jobqueue.broker.departure import Departure
 from celery_jobqueue.broker.endings import mark_unreadable, tell_celery, unreadable
 from celery_jobqueue.broker.gate import Gate
 from celery_jobqueue.broker.identity import identity
@@ -49,6 +50,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
         consumer.on_task_request = self.gate.request
         consumer.connect = coming_back(consumer.connect)
+        Departure(consumer, self.gate, _is_solo(consumer))
         consumer.on_send_event_buffered = _gathering(consumer)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
         consumer.on_decode_error = _saying_why(consumer, consumer.on_decode_error)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,19 @@ class Worker:
         wait_until(ready, f"worker {self.name} is ready", 60)
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
-        """Send the signal and wait for the end; returns the exit code."""
+        """Send the signal and wait for the end; returns the exit code. One that hangs says where it does (SIGUSR1)."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)
+            with suppress(AssertionError, subprocess.TimeoutExpired):
+                wait_until(lambda: "LOCAL VARIABLES" in self.text, "it says where it hangs", 5)
+                self.process.wait(1)  # all of it
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
-            raise AssertionError(f"the worker did not stop on signal {number}:\n{self.text[-4000:]}") from None
+            raise AssertionError(f"the worker did not stop on signal {number}:\n{self.text[-20_000:]}") from None
 
 
 @contextmanager

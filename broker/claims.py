@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import md5
+from time import monotonic
 from typing import Any
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Claims", "Door", "Places", "channel_of", "text_array"]
+__all__ = ["PASSED_OVER", "Claims", "Door", "Places", "channel_of", "text_array"]
 
 _PRIORITIES = range(1, 11)
 _START = ("-infinity", "00000000-0000-0000-0000-000000000000")
@@ -20,6 +21,8 @@ _START = ("-infinity", "00000000-0000-0000-0000-000000000000")
 _FIRST_POLL = 0.01
 #: Cursors are dropped this often (seconds), for rows that became visible behind them: late commits, rows given back.
 _REWIND_EVERY = 1.0
+#: But so late when the database refuses the claim of a row: its turn comes again then.
+PASSED_OVER = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +127,35 @@ class Claims:
         # Fair between queues of the same priority: another one is first each time.
         self._turn = (self._turn + 1) % max(1, len(queues))
         turn = [*queues[self._turn:], *queues[:self._turn]]
-        levels = [(queue, priority) for priority in _PRIORITIES for queue in turn]
-        cursors = [self._cursors.get(level) for level in levels]
         calls: list[Call] = [(statement("claim"), (
-            self.owner, str(places.limit),
-            text_array(queue for queue, _ in levels),
-            "{" + ",".join(str(priority) for _, priority in levels) + "}",
-            text_array(cursor.run_at if cursor else _START[0] for cursor in cursors),
-            text_array(cursor.id if cursor else _START[1] for cursor in cursors),
+            self.owner, str(places.limit), *self._levels(turn),
             places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
         ))]
         if not self._full:
             calls.append((statement("next_due"), (text_array(queues),)))
         return calls
+
+    def _levels(self, queues: Sequence[str]) -> tuple[str, str, str, str]:
+        levels = [(queue, priority) for priority in _PRIORITIES for queue in queues]
+        cursors = [self._cursors.get(level) for level in levels]
+        return (text_array(queue for queue, _ in levels),
+                "{" + ",".join(str(priority) for _, priority in levels) + "}",
+                text_array(cursor.run_at if cursor else _START[0] for cursor in cursors),
+                text_array(cursor.id if cursor else _START[1] for cursor in cursors))
+
+    def first_in_line(self) -> Call:
+        """Which job a claim of one would have taken, when that was refused."""
+        return statement("first_in_line"), self._levels(self.queues)
+
+    def pass_over(self, row: Row) -> None:
+        """Claim what stands behind this job, for a while."""
+        queue, priority, run_at, id_ = row
+        assert queue
+        assert priority
+        assert run_at
+        assert id_
+        self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
+        self._rewind_at = monotonic() + PASSED_OVER
 
     def took(self, rows: list[Row], due: list[Row] | None, limit: int, now: float) -> None:
         """Learn from the answers of `calls`."""

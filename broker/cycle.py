@@ -20,6 +20,7 @@ from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.outbox import Outbox
+from celery_jobqueue.broker.refusals import Refusals, by_a_row
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import Statement, statement
@@ -57,6 +58,7 @@ class Cycle:
         self.door = Door()
         self.outbox = Outbox(self.transient, self._take_letter)
         self.trouble = Trouble()
+        self.refusals = Refusals(self)
         self._patient_since: float | None = None
         self._credit = credit
         self._mail = True  # a transient message may be waiting
@@ -65,6 +67,7 @@ class Cycle:
         self._channels: dict[str, str] = {}
         self._serials = count(1)
         self._in_flight: list[Flight] = []
+        self._sent: Plan | None = None
 
     @property
     def _mail_interval(self) -> float:
@@ -109,10 +112,10 @@ class Cycle:
     def plan(self, now: float) -> Plan:
         """The next batch; empty when there is nothing to say."""
         plan = Plan()
-        self._plan_listening(plan)
+        self.plan_listening(plan)
         self.duties.plan(plan, now)
         self._plan_settlements(plan)
-        self._plan_claims(plan, now)
+        self.plan_claims(plan, now)
         if self.transient and (self._mail or now >= self._mail_at):
             self._mail = False
             self._mail_at = now + self._mail_interval
@@ -125,7 +128,8 @@ class Cycle:
             plan.takers.insert(0, ignore)
         return plan
 
-    def _plan_listening(self, plan: Plan) -> None:
+    def plan_listening(self, plan: Plan) -> None:
+        """LISTEN to what is consumed here."""
         if self.options.pooled:
             return
         wanted = {channel_of(queue) for queue in (*self.claims.queues, *self.transient)}
@@ -139,9 +143,11 @@ class Cycle:
         self._listening = wanted
 
     def _plan_settlements(self, plan: Plan) -> None:
-        if not self.settlements:
-            return
-        flight = self.settlements.take()
+        if self.settlements:
+            self.plan_flight(plan, self.settlements.take())
+
+    def plan_flight(self, plan: Plan, flight: Flight) -> None:
+        """Settle these."""
         calls = self.settlements.calls(flight)
         plan.durable = plan.durable or flight.durable
         plan.lazy = True
@@ -158,14 +164,15 @@ class Cycle:
             plan.add(call, taker)
         self._in_flight.append(flight)
 
-    def _plan_claims(self, plan: Plan, now: float) -> None:
+    def plan_claims(self, plan: Plan, now: float, most: int = _MAX_BATCH) -> None:
+        """Claim what there is room for, if it is time to look."""
         if not self.claims.due(now):
             return
         mere_look = self.claims.idle and not self.claims.woken  # it hardly finds anything to write
         groups: dict[int, list[str]] = {}
         for queue in self.claims.queues:
             credit = self._credit(queue)
-            credit = _MAX_BATCH if credit is None else min(credit, _MAX_BATCH)
+            credit = most if credit is None else min(credit, most)
             if credit > 0:
                 groups.setdefault(credit, []).append(queue)
         for credit, queues in groups.items():
@@ -222,7 +229,9 @@ class Cycle:
         self.claims.wake()
 
     def _take(self, plan: Plan, answers: list[list[Row]]) -> None:
-        self.trouble.over()
+        self._sent = None
+        if plan.refused is None:
+            self.trouble.over()
         for taker, rows in zip(plan.takers, answers, strict=True):
             taker(rows)
 
@@ -234,19 +243,20 @@ class Cycle:
         if self.session.busy or now < self.trouble.until or not self._has_to_speak(now):
             return
         self._patient_since = None
-        plan = self.plan(now)
+        plan = self._next_plan(now)
         if plan.calls:
+            self._sent = plan
             try:
                 self.session.send(plan.calls, lambda answers: self._take(plan, answers))
-            except psycopg.Error:
-                self.lost_connection()
-                raise
+            except psycopg.Error as error:
+                if not self.bears(error):
+                    raise
 
     def _has_to_speak(self, now: float) -> bool:
         """Whether the next batch should go out. Claims and completions wait a moment for more while the pool has enough to do:
         a batch costs the server several times what one more job in it does.
         """
-        if now >= self._next_duty() or self.settlements.urgent:
+        if now >= self._next_duty() or self.settlements.urgent or self.refusals:
             return True
         if not (self.settlements or self.claims.due(now)):
             self._patient_since = None
@@ -259,12 +269,19 @@ class Cycle:
 
     def on_readable(self) -> None:
         """Take in what the server sent. Raises psycopg.Error when the connection failed, SchemaError."""
+        self._waiting_out(self.session.on_readable)
+        self.hear()
+
+    def finish(self) -> None:
+        """Wait for the answer to the batch in flight. Raises as on_readable does."""
+        self._waiting_out(self.session.finish)
+
+    def _waiting_out(self, collect: Callable[[], None]) -> None:
         try:
-            self.session.on_readable()
+            collect()
         except psycopg.Error as error:
             if not self.bears(error):
                 raise explained(error) from error
-        self.hear()
 
     def turn(self) -> None:
         """As `exchange`, but what passes by itself is waited out."""
@@ -273,33 +290,58 @@ class Cycle:
         try:
             self.exchange()
         except psycopg.Error as error:
-            if not self.bears(error):
+            if not self._bearable(error):
                 raise explained(error) from error
 
     def bears(self, error: psycopg.Error) -> bool:
         """Whether the failed batch can be sent again on this connection, and will be after a pause."""
-        if not (self.session.connected and isinstance(error, psycopg.OperationalError)):
+        sent, self._sent = self._sent, None
+        if not self._bearable(error):
             self.lost_connection()
             return False
+        if sent is not None and sent.refused is not None and by_a_row(error):
+            sent.refused(error)
+            self._in_flight.clear()  # a refusal keeps what was in it
+            return True
         self._put_back()
-        self.trouble.met(error)
+        if by_a_row(error):
+            self.trouble.pause()
+            self.refusals.send_apart()
+        else:
+            self.trouble.met(error)
+            self.claims.wake()
+            self.duties.again()
         self._mail = True
-        self.duties.again()
-        self.claims.wake()
         return True
+
+    def _bearable(self, error: psycopg.Error) -> bool:
+        return self.session.connected and (isinstance(error, psycopg.OperationalError) or by_a_row(error))
 
     def exchange(self) -> None:
         """One batch, waited for: everything that is to be settled is in the database afterwards."""
         try:
             self.session.finish()
-            plan = self.plan(monotonic())
+            plan = self._next_plan(monotonic())
             if plan.calls:
                 self.session.connect()
+                self._sent = plan
                 self._take(plan, self.session.run(*plan.calls))
-        except psycopg.Error:
-            self.lost_connection()
+        except psycopg.Error as error:
+            self.bears(error)
             raise
         self.hear()
+
+    def settle(self) -> None:
+        """As many batches as it takes: everything is settled afterwards, but for what the database refuses because of its row."""
+        while self.settlements or self.refusals or self.outbox.due is not None:
+            try:
+                self.exchange()
+            except psycopg.Error as error:
+                if isinstance(error, psycopg.OperationalError) or not self._bearable(error):
+                    raise
+
+    def _next_plan(self, now: float) -> Plan:
+        return self.refusals.plan(now) or self.plan(now)
 
     def register(self) -> None:
         """Make this process a known owner of jobs, for a claim outside of the cycle."""
@@ -321,7 +363,9 @@ class Cycle:
 
     def next_deadline(self, now: float) -> float:
         """When something is to be done even if nothing happens, in monotonic seconds."""
-        at = min(self._next_duty(), now + self.options.poll)
+        if self.refusals:
+            return self.trouble.until
+        at = min(self._next_duty(), now + self.options.poll, self.refusals.next)
         if self._patient_since is not None:
             at = min(at, self._patient_since + _PATIENCE)
         elif self.duties.owns_jobs and not self.door.full() and any(
@@ -339,11 +383,13 @@ class Cycle:
     def _put_back(self) -> None:
         while self._in_flight:
             self.settlements.put_back(self._in_flight.pop(0))
+        self.refusals.clear()
         self._listening.clear()
 
     def lost_connection(self) -> None:
         """Nobody knows whether the batch in flight got through; telling it again is harmless."""
         self._put_back()
+        self.refusals.hand_over()
         me = identity()
         if me.lock_holder == id(self.session):
             me.lock_holder = None

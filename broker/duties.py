@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 
+import psycopg
+
 from celery_jobqueue.broker.claims import Claims, text_array
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.options import Options
@@ -31,6 +33,8 @@ class Plan:
     #: A batch that is neither (looks, signs of life, transient messages, whose table is unlogged) commits as it comes.
     durable: bool = False
     lazy: bool = False
+    #: Told when the server has refused this, sent alone; None: it is sent with everything else.
+    refused: Callable[[psycopg.Error], None] | None = None
 
     def add(self, call: Call, taker: Callable[[list[Row]], None]) -> None:
         """One more statement."""

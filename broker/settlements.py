@@ -86,6 +86,12 @@ class Flight:
         """Whether losing this batch in a crash of the server would break a promise."""
         return bool(self.completed or self.failed or any(once for _, once, _ in self.starts))
 
+    def split(self) -> list[Flight]:
+        """Each settlement alone, in the order of sending."""
+        return [*(Flight(doubtful=[lease]) for lease in self.doubtful), *(Flight(completed=[lease]) for lease in self.completed),
+                *(Flight(failed=[one]) for one in self.failed), *(Flight(released=[lease]) for lease in self.released),
+                *(Flight(starts=[start]) for start in self.starts)]
+
 
 class Settlements:
     """The buffer. Filled from any thread; emptied by whoever holds a live connection."""

@@ -116,8 +116,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         with contextlib.suppress(psycopg.Error, OSError):
             if self.session.connected:
                 self._give_back_undelivered()
-                while self.settlements or self.cycle_.outbox.due is not None:  # what was settled to no effect is asked about
-                    self.cycle_.exchange()
+                self.cycle_.settle()  # what was settled to no effect is asked about
             if self.leaving and self.session.connected:
                 self.session.run((statement("goodbye"), (identity().id,)))
         self.cycle_.lost_connection()
@@ -162,7 +161,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self._closed:
             raise RecoverableConnectionError("this connection is closed")
         if self.session.busy:
-            self.cycle_.session.finish()
+            self.cycle_.finish()
         try:
             return self.session.run(*calls)
         except psycopg.OperationalError:
@@ -250,7 +249,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
             self.settlements.start(lease, False, started)
         if self.settlements:
-            self.cycle_.exchange()
+            self.cycle_.settle()
         return dropped
 
     def unreadable(self, raw: dict[str, Any], error: Exception) -> None:
@@ -273,7 +272,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if not any(channel.consuming for channel in self.channels):
             # Consumers are cancelled (shutdown): the loop may not turn again, and what is not flushed runs twice.
             with contextlib.suppress(psycopg.Error, OSError):
-                self.cycle_.exchange()
+                self.cycle_.settle()
         elif self._loop is not None:
             if self._loop_thread != threading.get_ident():
                 self._loop.call_soon(_nothing)  # wakes the hub up, from any thread

@@ -38,14 +38,19 @@ class Trouble:
 
     def met(self, error: psycopg.Error) -> None:
         """The server refused a batch: wait, longer each time."""
+        now = self.pause()
+        if now - self._logged_at > _QUIET or not self._logged_at:
+            self._logged_at = now
+            warn(error, f"every {_LONGEST:g} s or less")
+
+    def pause(self) -> float:
+        """Wait, longer each time. Returns the moment."""
         now = monotonic()
         if not self._pause:
             self._since = now
         self._pause = min(_LONGEST, max(_FIRST, 2 * self._pause))
         self.until = now + self._pause * random.uniform(0.8, 1.2)
-        if now - self._logged_at > _QUIET or not self._logged_at:
-            self._logged_at = now
-            warn(error, f"every {_LONGEST:g} s or less")
+        return now
 
     def over(self) -> None:
         """A batch got through."""

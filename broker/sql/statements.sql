@@ -29,6 +29,21 @@ select id, lease, queue, priority, attempts, max_attempts, redelivered, task_nam
   from jobqueue.claim($1::uuid, $2::integer, $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[],
                       $7::text, $8::integer, $9::text[], $10::integer, $11::text[]);
 
+-- name: first_in_line
+-- What a claim of one would take.
+select level.queue, level.priority, j.run_at, j.id
+  from unnest($1::text[], $2::smallint[], $3::timestamptz[], $4::uuid[])
+       with ordinality as level(queue, priority, after_run_at, after_id, place)
+ cross join lateral (
+    select j.run_at, j.id
+      from public.job_queue j
+     where j.queue = level.queue and j.priority = level.priority and j.status = 'pending' and j.owner is null
+       and (j.run_at, j.id) > (level.after_run_at, level.after_id) and j.run_at <= now()
+     order by j.run_at, j.id
+     limit 1) j
+ order by level.place
+ limit 1;
+
 -- name: hold
 select jobqueue.hold($1::uuid, $2::uuid);
 

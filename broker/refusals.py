@@ -1,0 +1,152 @@
+"""What PostgreSQL refuses because of one row: a trigger or constraint of the user's own that raises.
+
+The batch is rolled back with everything in it. So what it carried is sent once more, each thing alone: all others get through,
+and what is refused again is known by its job. It is kept aside, nothing of it lost, and tried again after a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from celery_jobqueue.broker.claims import PASSED_OVER
+from celery_jobqueue.broker.duties import Plan
+from celery_jobqueue.broker.session import Row
+from celery_jobqueue.broker.settlements import Failure, Flight, Lease
+
+if TYPE_CHECKING:
+    from celery_jobqueue.broker.cycle import Cycle
+
+__all__ = ["Refusals", "by_a_row"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until a refused settlement is tried again, doubling.
+_FIRST, _LONGEST = 1.0, 60.0
+#: Claims of one job after a refusal, before claims of more are tried again.
+_CLAIMS = 3
+#: The innermost function of an error's context, which PostgreSQL names with its schema: those of users, not ours.
+_IN_USERS_FUNCTION = re.compile(r"[^\n]*function (?!jobqueue\.)[^\n]*\(")
+
+
+def by_a_row(error: psycopg.Error) -> bool:
+    """Whether it was a row that the server did not take, because of something that users have put up."""
+    if isinstance(error, psycopg.OperationalError):
+        return False
+    return isinstance(error, (psycopg.IntegrityError, psycopg.DataError)) or bool(
+        _IN_USERS_FUNCTION.match(error.diag.context or ""))
+
+
+class Refusals:
+    """What one connection sends alone, and what it keeps aside."""
+
+    def __init__(self, cycle: Cycle) -> None:
+        self._cycle = cycle
+        # What goes out before anything else, each made when its turn comes; a plan without calls has nothing to say.
+        self._alone: deque[tuple[Callable[[], Plan], Flight | None]] = deque()
+        self._aside: list[tuple[float, float, Flight]] = []  # when, the pause after it, what
+
+    def __bool__(self) -> bool:
+        return bool(self._alone)
+
+    @property
+    def next(self) -> float:
+        """When something kept aside is to be tried again, in monotonic seconds."""
+        return min((at for at, _, _ in self._aside), default=inf)
+
+    def send_apart(self) -> None:
+        """A row was refused, nobody knows which: send what is to be sent one by one."""
+        cycle, duties = self._cycle, Plan()
+        cycle.plan_listening(duties)
+        cycle.duties.again()
+        cycle.duties.plan(duties, monotonic())
+        for call, taker in zip(duties.calls, duties.takers, strict=True):
+            self._alone.append((partial(Plan, [call], [taker], refused=cycle.trouble.met), None))
+        for flight in cycle.settlements.take().split():
+            self._add(flight, _FIRST)
+        self._alone.extend([(self._claim, None)] * _CLAIMS)
+
+    def plan(self, now: float) -> Plan | None:
+        """The next that is to go out alone, None when there is nothing."""
+        for at, pause, flight in list(self._aside):
+            if at <= now:
+                self._aside.remove((at, pause, flight))
+                self._add(flight, pause)
+        while self._alone:
+            plan = self._alone.popleft()[0]()
+            if plan.calls:
+                return plan
+        return None
+
+    def clear(self) -> None:
+        """Nothing is to be sent alone any more: the connection is lost, or the server in trouble."""
+        while self._alone:
+            flight = self._alone.popleft()[1]
+            if flight is not None:
+                self._cycle.settlements.put_back(flight)
+
+    def hand_over(self) -> None:
+        """What is kept aside is for the next connection."""
+        while self._aside:
+            self._cycle.settlements.put_back(self._aside.pop()[2])
+
+    def _add(self, flight: Flight, pause: float) -> None:
+        def settle() -> Plan:
+            plan = Plan(refused=lambda error: self._keep(flight, error, pause))
+            self._cycle.plan_flight(plan, flight)
+            return plan
+
+        self._alone.append((settle, flight))
+
+    def _keep(self, flight: Flight, error: psycopg.Error, pause: float) -> None:
+        lease, what = _only(flight)
+        logger.error("PostgreSQL refuses that job %s is %s: %s. It is tried again in %g s, and nothing waits for it",
+                     lease.id, what, _described(error), _LONGEST if flight.starts else pause, extra=lease.about)
+        at = monotonic() + pause
+        for _, _, started in flight.starts:
+            # Its place is for others. The row says why it does not run, unless that is refused too.
+            again = timedelta(seconds=_LONGEST)
+            flight = Flight(failed=[(lease, Failure(f"its start was refused: {_described(error)}", retry=True, delay=again))])
+            at = monotonic()
+            started(0, 0, 0)
+        self._aside.append((at, min(2 * pause, _LONGEST), flight))
+
+    def _claim(self) -> Plan:
+        plan = Plan(refused=self._look)
+        self._cycle.plan_claims(plan, monotonic(), 1)
+        return plan
+
+    def _look(self, error: psycopg.Error) -> None:
+        """A claim was refused: find out which job it would have taken, and look behind it for a while."""
+        claims = self._cycle.claims
+
+        def pass_over(rows: list[Row]) -> None:
+            if rows:
+                claims.pass_over(rows[0])
+                logger.error("PostgreSQL refuses that job %s is claimed: %s. It is tried again in %g s, and nothing waits for it",
+                             rows[0][3], _described(error), PASSED_OVER, extra={"job_id": rows[0][3]})
+
+        look = Plan([claims.first_in_line()], [pass_over], refused=self._cycle.trouble.met)
+        self._alone.appendleft((lambda: look, None))
+
+
+def _only(flight: Flight) -> tuple[Lease, str]:
+    told = {"completed": flight.completed, "failed": [lease for lease, _ in flight.failed], "given back": flight.released,
+            "lost": flight.doubtful, "started": [lease for lease, _, _ in flight.starts]}
+    [one] = [(lease, what) for what, leases in told.items() for lease in leases]
+    return one
+
+
+def _described(error: psycopg.Error) -> str:
+    """The error, and where in the database it was raised."""
+    where = (error.diag.context or "").partition("\n")[0]
+    return f"{type(error).__name__}: {error.diag.message_primary or error}" + (f" ({where})" if where else "")

@@ -1,0 +1,94 @@
+"""Triggers of users on job_queue that raise: one row that the database refuses stops no worker and holds up no other job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.support.database import one, rows
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
+
+Start = Callable[..., Worker]
+
+_VETO = """
+    create function veto() returns trigger language plpgsql as
+        $$ begin raise exception 'nobody touches %', new.task_id using errcode = '{code}'; end $$;
+    create trigger veto before update on job_queue for each row
+        when (new.task_id = 'unlucky' and {moment}) execute function veto()"""
+_MOMENTS = {
+    "claim": "old.owner is null and new.owner is not null",
+    "start": "old.status = 'pending' and new.status = 'processing'",
+    "end": "new.status = 'completed'",
+}
+
+
+def job(url: str) -> dict[str, Any]:
+    return rows(url, "select * from job_queue where task_id = 'unlucky'")[0]
+
+
+def run_beside(app: Celery, url: str, n: int, path: Path) -> None:
+    """The unlucky job and n others, which all end."""
+    app.tasks["t.record"].apply_async((str(path), "unlucky"), task_id="unlucky")
+    with app.producer_or_acquire() as producer, producer.batch():
+        for _ in range(n):
+            app.tasks["t.record"].apply_async((str(path), "other"), producer=producer)
+    wait_until(lambda: one(url, "select count(*) from job_queue where status = 'completed'") == n, "all others have ended")
+
+
+def rolled_back(url: str) -> int:
+    return int(one(url, "select xact_rollback from pg_stat_database where datname = current_database()"))
+
+
+@pytest.fixture
+def app(make_client: Callable[..., Celery]) -> Celery:
+    """A client whose jobs are settled by their worker's main process, as no result is to be stored."""
+    return make_client(task_ignore_result=True)
+
+
+@pytest.mark.parametrize(("moment", "code"), [("claim", "P0001"), ("start", "check_violation"), ("end", "undefined_column")])
+def test_a_row_that_is_refused_holds_up_nobody(moment: str, code: str, app: Celery, database_url: str, start_worker: Start,
+                                               tmp_path: Path) -> None:
+    rows(database_url, _VETO.format(moment=_MOMENTS[moment], code=code))
+    worker = start_worker("-c", "2", "--prefetch-multiplier", "4")
+    done = tmp_path / "done"
+    run_beside(app, database_url, 30, done)
+    refused = f"PostgreSQL refuses that job {job(database_url)['id']} is {moment}ed: "
+    wait_until(lambda: refused.replace("ended", "completed") in worker.text, "the log says which job")
+    assert "nobody touches unlucky (PL/pgSQL function public.veto() line 1 at RAISE)" in worker.text
+    if moment == "start":
+        wait_until(lambda: "nobody touches unlucky" in (job(database_url)["error_message"] or ""), "the row says why")
+    assert job(database_url)["attempts"] == (1 if moment == "end" else 0)
+    assert rolled_back(database_url) < 100, "no busy loop"
+    rows(database_url, "drop trigger veto on job_queue")
+    rows(database_url, "update job_queue set run_at = now() where run_at > now()")  # its next turn would come in a minute
+    wait_until(lambda: job(database_url)["status"] == "completed", "it ends when nobody refuses it any more")
+    assert done.read_text().count("unlucky") == 1
+    assert worker.stop() == 0
+
+
+def test_a_result_that_is_refused_is_a_failure_that_says_why(make_client: Callable[..., Celery], database_url: str,
+                                                             start_worker: Start, tmp_path: Path) -> None:
+    """Results are stored by the process that ran the job, which can still tell."""
+    rows(database_url, _VETO.format(moment=_MOMENTS["end"], code="P0001"))
+    start_worker("-c", "2")
+    run_beside(make_client(), database_url, 3, tmp_path / "done")
+    wait_until(lambda: job(database_url)["status"] == "failed", "the job has failed")
+    assert "nobody touches unlucky" in job(database_url)["error_message"]
+
+
+def test_who_leaves_leaves_the_job_to_others(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    rows(database_url, _VETO.format(moment=_MOMENTS["end"], code="P0001"))
+    first = start_worker("-c", "2")
+    run_beside(app, database_url, 3, tmp_path / "done")
+    wait_until(lambda: "nobody touches unlucky" in first.text, "the log says why")
+    assert first.stop() == 0
+    assert not rows(database_url, "select id from jobqueue.worker")
+    rows(database_url, "drop trigger veto on job_queue")
+    start_worker("-c", "1")
+    wait_until(lambda: job(database_url)["status"] == "completed", "another worker runs it again")
+    assert (tmp_path / "done").read_text().count("unlucky") == 2

@@ -315,6 +315,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return self._get(queue)  # that one came too late; perhaps there is another
         return message
 
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Delivered | None:
+        """One message, None when there is none. no_ack: with that it is done."""
+        message: Delivered | None = super().basic_get(queue, no_ack, **kwargs)
+        if no_ack and message is not None and message.lease is not None:
+            self._live.settlements.complete(message.lease)
+            self._live.settle_soon()
+        return message
+
     # -- settling -----------------------------------------------------------------------------------------------------
 
     def settle(self, message: Delivered) -> None:

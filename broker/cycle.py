@@ -53,7 +53,7 @@ class Cycle:
         self.on_unreadable: Callable[[Any, Any, Any, Exception], None] = self._refuse
         self.transient: list[str] = []
         self.claims = Claims(identity().id, options.poll)
-        self.duties = Duties(session, options, self.claims, self.transient)
+        self.duties = Duties(session, options, self.claims, self.transient, settlements.release)
         #: Knows what the consumer has places for.
         self.door = Door()
         self.outbox = Outbox(self.transient, self._take_letter)
@@ -391,5 +391,8 @@ class Cycle:
         self._put_back()
         self.refusals.hand_over()
         me = identity()
+        if not self.session.connected:
+            me.lost_at = monotonic()
+            self.duties.count_jobs()
         if me.lock_holder == id(self.session):
             me.lock_holder = None

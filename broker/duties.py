@@ -10,7 +10,7 @@ from time import monotonic
 import psycopg
 
 from celery_jobqueue.broker.claims import Claims, text_array
-from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.identity import Holder, identity
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Lease
@@ -45,7 +45,8 @@ class Plan:
 class Duties:
     """The periodic statements of one connection. transient: the transient queues that it reads, a list that its owner changes."""
 
-    def __init__(self, session: Session, options: Options, claims: Claims, transient: list[str]) -> None:
+    def __init__(self, session: Session, options: Options, claims: Claims, transient: list[str],
+                 give_back: Callable[[Lease], None]) -> None:
         self._session = session
         self.options = options
         self._claims = claims
@@ -58,9 +59,7 @@ class Duties:
         self.restoration: Callable[[str], list[Call]] = _nothing_to_restore
         #: Seconds after which results are emptied; None: never.
         self.result_expires: float | None = None
-        #: Ids of all jobs that this process knows to be its own, and how to give one back.
-        self.known: Callable[[], set[str]] = set
-        self.give_back: Callable[[Lease], None] = _keep
+        self._give_back = give_back
         self._repairs: list[Call] = []
         self._strangers: set[Lease] = set()
         self._idle_told = False
@@ -73,6 +72,13 @@ class Duties:
         run those jobs. So for a while the jobs that are ours in the database are held against those that we know.
         """
         self._count_at, self._count_until = 0.0, monotonic() + _LATE
+
+    def count_for(self, holder: Holder) -> None:
+        """This will hold jobs. If another connection of this process was lost lately, they are counted from the beginning."""
+        me = identity()
+        me.holders.add(holder)
+        if monotonic() < me.lost_at + _LATE:
+            self.count_jobs()
 
     def again(self) -> None:
         """Everything is due: nobody knows what became of the last batch."""
@@ -166,10 +172,10 @@ class Duties:
 
     def _take_owned(self, rows: list[Row]) -> None:
         # Twice in a row, because what has just ended is known no more and its settlement travels behind the question.
-        known = self.known()
+        known = identity().held()
         strangers = {Lease(id_, token) for id_, token in rows if id_ and token and id_ not in known}
         for lease in strangers & self._strangers:
-            self.give_back(lease)
+            self._give_back(lease)
         self._strangers = strangers
 
     def _take_lost(self, rows: list[Row]) -> None:
@@ -188,10 +194,6 @@ def _interval(seconds: float | None) -> str | None:
 def _nothing_to_restore(_queue: str) -> list[Call]:
     """A consumer without entities of its own."""
     return []
-
-
-def _keep(_lease: Lease) -> None:
-    """A consumer that does not count its jobs."""
 
 
 def ignore(rows: list[Row]) -> None:

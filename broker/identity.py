@@ -6,8 +6,18 @@ import os
 import socket
 import uuid
 from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+from weakref import WeakSet
 
-__all__ = ["Identity", "identity"]
+__all__ = ["Holder", "Identity", "identity"]
+
+
+class Holder(Protocol):
+    """Something that was given jobs."""
+
+    def held(self) -> set[str]:
+        """Their ids, until they are settled."""
 
 
 @dataclass(slots=True)
@@ -26,9 +36,17 @@ class Identity:
     #: Seconds that it was lost the last time; seconds to wait before the next one, because they keep breaking.
     outage: float = 0.0
     pause: float = 0.0
+    #: Of any connection: when it was lost, in monotonic seconds.
+    lost_at: float = -inf
+    #: What holds jobs of this process: each tells their ids.
+    holders: WeakSet[Holder] = field(default_factory=WeakSet)
 
     def __post_init__(self) -> None:
         self.name = self.name or f"{self.pid}@{self.host}"
+
+    def held(self) -> set[str]:
+        """Ids of all jobs that this process knows to be its own, on whichever connection they came."""
+        return {id_ for holder in list(self.holders) for id_ in holder.held()}
 
 
 _current: Identity | None = None

@@ -20,6 +20,7 @@ import psycopg
 
 from celery_jobqueue.broker.claims import PASSED_OVER
 from celery_jobqueue.broker.duties import Plan
+from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.session import Row
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease
 
@@ -54,6 +55,12 @@ class Refusals:
         # What goes out before anything else, each made when its turn comes; a plan without calls has nothing to say.
         self._alone: deque[tuple[Callable[[], Plan], Flight | None]] = deque()
         self._aside: list[tuple[float, float, Flight]] = []  # when, the pause after it, what
+        identity().holders.add(self)
+
+    def held(self) -> set[str]:
+        """Ids of the jobs that are not settled because of a refusal."""
+        waiting = (*(flight for _, flight in list(self._alone) if flight is not None), *(flight for _, _, flight in self._aside))
+        return {_only(flight)[0].id for flight in waiting}
 
     def __bool__(self) -> bool:
         return bool(self._alone)

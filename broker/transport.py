@@ -102,6 +102,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         except Exception:
             self.session.close()
             raise
+        self.cycle_.duties.count_for(self)
         if found is not self.settings:
             self.settings = found
             self.cycle_.options = self.cycle_.duties.options = found.options
@@ -120,6 +121,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             if self.leaving and self.session.connected:
                 self.session.run((statement("goodbye"), (identity().id,)))
         self.cycle_.lost_connection()
+        self.cycle_.ready.clear()  # not held any more
         self.session.close()
         if self._waker is not None:
             for end in self._waker:
@@ -180,7 +182,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def held(self) -> set[str]:
         """Ids of the jobs that were claimed on this connection and not acknowledged."""
-        waiting = {message["properties"]["job"]["id"] for _, message in self.cycle_.ready if "job" in message["properties"]}
+        waiting = {message["properties"]["job"]["id"] for _, message in list(self.cycle_.ready) if "job" in message["properties"]}
         return waiting | {message.lease.id for channel in self.channels for message in list(channel.qos._delivered.values())
                           if message.lease is not None}
 

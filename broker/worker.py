@@ -73,8 +73,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
             consumer.app, transport.settlements, Lease(id_, lease), task_id, error)
         transport.cycle_.duties.result_expires = _seconds(consumer.app.conf.result_expires)
         transport.cycle_.door = self.gate
-        transport.cycle_.duties.known = lambda: self.gate.held() | transport.held()
-        transport.cycle_.duties.give_back = transport.settlements.release
+        transport.cycle_.duties.count_for(self.gate)
         self.gate.transport = transport
         self.gate.reset()
         self._claim_identity(transport.cycle_)
@@ -85,8 +84,6 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     @staticmethod
     def _claim_identity(cycle: Any) -> None:
         """At once: steps that start after this one may take seconds, and others take us for dead 3 s after our lock has gone."""
-        if outage():
-            cycle.duties.count_jobs()
         if outage() > _BRIEF:
             cycle.duties.judge_later(_BRIEF)
         try:

@@ -113,6 +113,16 @@ def test_a_message_that_comes_back_says_so(app: Celery, database_url: str) -> No
     assert rows(database_url, "select status, redelivered from job_queue") == [{"status": "completed", "redelivered": True}]
 
 
+def test_a_message_that_is_got_without_acknowledgement_is_done(app: Celery, database_url: str) -> None:
+    app.tasks["t.add"].delay(1, 1)
+    with app.connection_for_read() as connection:
+        queue = Queue("celery")(connection.channel())
+        assert queue.get(no_ack=True, accept=["json"]).payload[0] == [1, 1]
+        assert rows(database_url, "select status, attempts, owner from job_queue") == [
+            {"status": "completed", "attempts": 1, "owner": None}]
+        assert queue.get(no_ack=True) is None
+
+
 def test_results_do_all_that_celerys_own_backends_do(make_client: Callable[..., Celery], database_url: str, start_worker: Start,
                                                      tmp_path: Path) -> None:
     app: Any = make_client(result_extended=True)

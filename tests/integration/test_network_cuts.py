@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from kombu import Connection, Consumer, Queue
 
 from tests.support.app import make_app
 from tests.support.beats import beat
@@ -126,6 +127,47 @@ def test_a_claim_whose_reply_is_lost_strands_no_job(database_url: str, proxy: Cu
     wait_until(lambda: one(database_url, "select status from job_queue") == "completed", "it runs all the same")
     assert one(database_url, "select attempts from job_queue") == 1
     assert running.process.poll() is None
+
+
+def test_a_plain_consumers_lost_claim_strands_no_job(database_url: str, proxy: CuttingProxy) -> None:
+    """The same without Celery: another connection of the process delivers the job, and nothing that another one holds."""
+    taken: list[Any] = []
+
+    def consume(connection: Connection, until: Callable[[], object]) -> None:
+        with Consumer(connection, [Queue("celery")], callbacks=[lambda _, message: taken.append(message)], accept=["json"]):
+            while not until():
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.2)
+
+    def until_it_fails(connection: Connection) -> None:
+        with suppress(*connection.connection_errors):
+            consume(connection, lambda: False)
+
+    with Connection(database_url) as holding, Connection(proxy.url, transport_options=QUICK) as connection:
+        rows(database_url, "select enqueue_job('t.add', '[0, 0]')")
+        held = holding.SimpleQueue("celery").get(timeout=20)
+        consume(connection, lambda: connection.transport.cycle_.claims.idle)
+        with psycopg.connect(database_url) as somebody:
+            somebody.execute("lock table job_queue in access exclusive mode")
+            proxy.swallow_reply_to(b"jobqueue.claim", b"claim")
+            somebody.execute("select enqueue_job('t.add', '[1, 2]')")
+            blocked = threading.Thread(target=until_it_fails, args=(connection,))
+            blocked.start()
+            waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+            wait_until(lambda: one(database_url, waits), "the claim waits")
+            somebody.commit()
+        blocked.join(20)
+        assert proxy.swallowed == 1, "the claim is committed, and its reply lost"
+        assert one(database_url, "select count(*) from job_queue where owner is not null") == 2
+        with Connection(proxy.url, transport_options=QUICK) as another:
+            consume(another, lambda: taken)
+            taken[0].ack()
+            deadline = time.monotonic() + 5  # it goes on counting
+            consume(another, lambda: time.monotonic() > deadline)
+        held.ack()
+    assert [message.payload[0] for message in taken] == [[1, 2]]
+    found = rows(database_url, "select status, attempts, total_starts from job_queue")
+    assert [tuple(row.values()) for row in found] == [("completed", 1, 1)] * 2
 
 
 @pytest.mark.parametrize("cut", ["told", "silent"])

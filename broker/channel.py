@@ -189,10 +189,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if collector is not None and (collector.control or not control):
             collector.publish(message, exchange, routing_key or "", kind, transport, self.deadletter_queue)
             return
-        destinations = transport.topology.destinations(exchange, routing_key or "", kind)
+        outbox = outbox_of(transport.settings.conninfo) if kind == "topic" and again is None and _publish_batch is None else None
+        topology = transport.topology if outbox is None else outbox.topology  # which is told when somebody begins to listen
+        destinations = topology.destinations(exchange, routing_key or "", kind, transport.run)
         if not destinations and exchange and self.deadletter_queue:
             destinations = [(self.deadletter_queue, False)]
-        outbox = outbox_of(transport.settings.conninfo) if kind == "topic" and again is None and _publish_batch is None else None
         if outbox is not None and all(transient for _, transient in destinations):
             if destinations:
                 outbox.post(message, [queue for queue, _ in destinations], transport.settings.priority_scale)

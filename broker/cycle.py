@@ -37,6 +37,14 @@ _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, smal
 _PATIENCE = 0.002
 
 
+#: Tells that a topic exchange's bindings have changed.
+_TOPOLOGY = "jq_topology"
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Cycle:
     """The engine of one consuming connection.
 
@@ -64,6 +72,8 @@ class Cycle:
         self._mail = True  # a transient message may be waiting
         self._mail_at = 0.0
         self._listening: set[str] = set()
+        #: Told when a topic exchange has other queues than before, or may have.
+        self.on_topology: Callable[[], None] = _nothing
         self._channels: dict[str, str] = {}
         self._serials = count(1)
         self._in_flight: list[Flight] = []
@@ -80,6 +90,11 @@ class Cycle:
     def starts_on_delivery(self) -> bool:
         """Whether nobody but this connection starts the jobs it delivers."""
         return self.duties.starts_on_delivery
+
+    @property
+    def hears_topology(self) -> bool:
+        """Whether on_topology is told of every change."""
+        return _TOPOLOGY in self._listening
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
@@ -133,8 +148,10 @@ class Cycle:
         if self.options.pooled:
             return
         wanted = {channel_of(queue) for queue in (*self.claims.queues, *self.transient)}
+        if self.claims.queues:
+            wanted.add(_TOPOLOGY)
         for channel in wanted - self._listening:
-            # LISTEN takes no parameter; the name is ours: jq_ and an MD5 in hexadecimal.
+            # LISTEN takes no parameter; the names are ours: jq_ and an MD5 in hexadecimal, or the one above.
             plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()), self._take_listening)
             self._mail = True
         for channel in self._listening - wanted:
@@ -227,6 +244,7 @@ class Cycle:
         # It holds from the commit on: what was sent after this batch had looked and before that woke nobody.
         self._mail = True
         self.claims.wake()
+        self.on_topology()
 
     def _take(self, plan: Plan, answers: list[list[Row]]) -> None:
         self._sent = None
@@ -353,7 +371,10 @@ class Cycle:
     def hear(self) -> None:
         """Act on notifications that have arrived."""
         while self.session.notified:
-            queue = self._channels.get(self.session.notified.popleft())
+            channel = self.session.notified.popleft()
+            queue = self._channels.get(channel)
+            if channel == _TOPOLOGY:
+                self.on_topology()
             if queue is None:
                 continue
             if queue in self.transient:
@@ -385,6 +406,7 @@ class Cycle:
             self.settlements.put_back(self._in_flight.pop(0))
         self.refusals.clear()
         self._listening.clear()
+        self.on_topology()
 
     def lost_connection(self) -> None:
         """Nobody knows whether the batch in flight got through; telling it again is harmless."""

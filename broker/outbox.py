@@ -12,7 +12,7 @@ from celery_jobqueue.broker.claims import text_array
 from celery_jobqueue.broker.messages import encode_transient
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.sql import statement
-from celery_jobqueue.broker.transient import send_call
+from celery_jobqueue.broker.transient import Topology, send_call
 
 __all__ = ["Outbox", "outbox_of"]
 
@@ -43,10 +43,11 @@ class Outbox:
         self._thread = 0
         self._closed = False
         self._wake: Callable[[], None] = lambda: None
+        self.topology: Any = None
 
-    def open(self, conninfo: str, wake: Callable[[], None]) -> None:
-        """From now on events for this database are put in here, by all connections of this process."""
-        self._thread, self._wake, self._closed = threading.get_ident(), wake, False
+    def open(self, conninfo: str, wake: Callable[[], None], topology: Topology) -> None:
+        """From now on events for this database are put in here, by all connections of this process. topology: knows listeners."""
+        self._thread, self._wake, self._closed, self.topology = threading.get_ident(), wake, False, topology
         _open[conninfo] = self
 
     def close(self, conninfo: str) -> None:

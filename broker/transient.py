@@ -27,6 +27,7 @@ Run = Callable[..., list[list[Row]]]
 #: mostly with nobody listening, and may miss a listener's first second; a queue's kind hardly ever changes.
 _TOPIC_TTL = 1.0
 _QUEUE_TTL = 10.0
+_TOLD_TTL = 60.0  # for a topic exchange, where every change is notified
 #: A transient queue declared without x-expires outlives a consumer that was killed by this long; RabbitMQ would see the
 #: connection end. Long enough for a live consumer that takes its time over a message.
 _ORPHANED_AFTER = "3600000 milliseconds"
@@ -84,13 +85,19 @@ class Topology:
         self.auto_delete: set[str] = set()
         self._standing: dict[str, list[Call]] = {}
         self.transient: dict[str, bool] = {}
+        self._changes = 0
+        #: Whether changes of topic exchanges are told to forget_destinations().
+        self.is_told: Callable[[], bool] = lambda: False
 
-    def destinations(self, exchange: str, routing_key: str, exchange_type: str) -> list[Destination]:
-        """Where a message goes. Raises psycopg.Error."""
+    def destinations(self, exchange: str, routing_key: str, exchange_type: str, run: Run | None = None) -> list[Destination]:
+        """Where a message goes. run: asks on another connection than this topology's. Raises psycopg.Error."""
         found = self.known(exchange, routing_key)
         if found is None:
-            [rows] = self._run(destinations_call(exchange, routing_key))
+            before = self._changes
+            [rows] = (run or self._run)(destinations_call(exchange, routing_key))
             found = self.learn(exchange, routing_key, exchange_type, rows)
+            if before != self._changes:  # another thread was told of a change meanwhile: this answer may be older
+                self.forget_destinations()
         return found
 
     def known(self, exchange: str, routing_key: str) -> list[Destination] | None:
@@ -101,12 +108,19 @@ class Topology:
     def learn(self, exchange: str, routing_key: str, exchange_type: str, rows: list[Row]) -> list[Destination]:
         """The database's answer to `destinations_call`."""
         found = [(row[0] or "", row[1] == "t") for row in rows]
-        ttl = _QUEUE_TTL if not exchange else _TOPIC_TTL if exchange_type == "topic" else 0.0
+        ttl = _QUEUE_TTL if not exchange else 0.0
+        if exchange_type == "topic":
+            ttl = _TOLD_TTL if self.is_told() else _TOPIC_TTL
         if ttl:
             if len(self._known) > 1000:
                 self._known.clear()
             self._known[exchange, routing_key] = (monotonic() + ttl, found)
         return found
+
+    def forget_destinations(self) -> None:
+        """Bindings of exchanges have changed, or may have."""
+        self._changes += 1
+        self._known = {key: value for key, value in self._known.items() if not key[0]}
 
     def declare_exchange(self, name: str, type_: str) -> None:
         """Make the exchange and its type known to every process."""

@@ -71,6 +71,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
         self.cycle_.duties.restoration = self.topology.restoration
+        self.cycle_.on_topology = self.topology.forget_destinations
+        self.topology.is_told = lambda: self.cycle_.hears_topology
         self._loop: Any = None
         self._loop_thread = 0
         self._timer: Any = None
@@ -307,7 +309,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._loop = loop
         self._loop_thread = threading.get_ident()
         loop.on_tick.add(self._on_tick)
-        self.cycle_.outbox.open(self.settings.conninfo, lambda: loop.call_soon(_nothing))
+        self.cycle_.outbox.open(self.settings.conninfo, lambda: loop.call_soon(_nothing), self.topology)
         self._pulse = loop.call_repeatedly(self.settings.options.heartbeat, self._beat)
 
     def _leave_loop(self) -> None:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,15 @@ def test_events_cost_nothing_when_nobody_listens(app: Celery, database_url: str,
     assert one(database_url, "select last_value from jobqueue.message_id_seq") == 1
 
 
-def test_events_of_many_tasks_travel_together(app: Celery, database_url: str, start_worker: Start) -> None:
-    """Nobody waits for each of them: three events of a hundred tasks are far fewer sends, and none is lost."""
-    events: list[str] = []
+@contextmanager
+def listener(app: Celery) -> Iterator[list[dict[str, Any]]]:
+    """What somebody like Flower hears, from the first line of the block on."""
+    events: list[dict[str, Any]] = []
     listening, over = threading.Event(), threading.Event()
 
     def listen() -> None:
         with app.connection_for_read() as connection:
-            receiver = app.events.Receiver(connection, handlers={"*": lambda event: events.append(event["type"])})
+            receiver = app.events.Receiver(connection, handlers={"*": events.append})
             with receiver.consumer_context(wakeup=False) as (own, *_):
                 listening.set()
                 while not over.is_set():
@@ -90,6 +91,15 @@ def test_events_of_many_tasks_travel_together(app: Celery, database_url: str, st
     thread.start()
     try:
         assert listening.wait(20)
+        yield events
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_events_of_many_tasks_travel_together(app: Celery, database_url: str, start_worker: Start) -> None:
+    """Nobody waits for each of them: three events of a hundred tasks are far fewer sends, and none is lost."""
+    with listener(app) as events:
         last = "select coalesce(pg_sequence_last_value(pg_get_serial_sequence('jobqueue.message', 'id')::regclass), 0)"
         worker = start_worker("-E", "--without-gossip")
         before = one(database_url, last)
@@ -97,12 +107,31 @@ def test_events_of_many_tasks_travel_together(app: Celery, database_url: str, st
         for result in results:
             result.get(timeout=60)
         worker.stop()
-        wait_until(lambda: events.count("task-succeeded") == 100 and "worker-offline" in events, "every event has come", 60)
-        assert events.count("task-received") == events.count("task-started") == 100
+
+        def heard(kind: str) -> int:
+            return sum(event["type"] == kind for event in events)
+
+        wait_until(lambda: heard("task-succeeded") == 100 and heard("worker-offline"), "every event has come", 60)
+        assert heard("task-received") == heard("task-started") == 100
         assert one(database_url, last) - before < 150
-    finally:
-        over.set()
-        thread.join()
+
+
+def test_who_begins_to_listen_misses_nothing(app: Celery, database_url: str, start_worker: Start) -> None:
+    """The worker does not ask before each event who wants it; it is told when somebody comes, and when he has gone."""
+    start_worker("-E")
+    app.tasks["t.add"].delay(1, 1).get(timeout=20)
+    for number in range(3):
+        with listener(app) as events:
+            task_id = app.tasks["t.add"].delay(number, 1).id
+            wait_until(lambda task_id=task_id, events=events: {
+                event["type"] for event in events if event.get("uuid") == task_id} >= {"task-received", "task-succeeded"},
+                "its first task is heard of")
+    queue = "select count(*) from jobqueue.queue where name like 'celeryev.%%'"
+    wait_until(lambda: one(database_url, queue) == 1, "the listeners' queues are gone, the worker's own is not")
+    sent = "select last_value from jobqueue.message_id_seq"
+    before = one(database_url, sent)
+    app.tasks["t.add"].delay(5, 1).get(timeout=20)
+    assert one(database_url, sent) == before
 
 
 def test_events_are_switched_on_from_afar(app: Celery, database_url: str, start_worker: Start) -> None:

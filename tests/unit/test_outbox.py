@@ -9,6 +9,7 @@ import pytest
 
 from celery_jobqueue.broker import outbox
 from celery_jobqueue.broker.outbox import Outbox, outbox_of
+from celery_jobqueue.broker.transient import Topology
 
 
 def message(body: str | bytes = "[]", **properties: Any) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def test_they_wait_a_moment_but_not_when_they_are_many_or_the_loop_is_over(monke
 
 def test_events_of_other_threads_wake_the_loop() -> None:
     box, woken = Outbox(), threading.Event()
-    box.open("here", woken.set)
+    box.open("here", woken.set, Topology(list))
     try:
         assert outbox_of("here") is box
         box.post(message(), ["a"], "jobs")

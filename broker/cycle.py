@@ -14,16 +14,17 @@ from typing import Any
 
 import psycopg
 
-from celery_jobqueue.broker.claims import Claims, Door, channel_of, text_array
+from celery_jobqueue.broker.claims import Claims, Door, text_array
 from celery_jobqueue.broker.duties import Duties, Plan, ignore
 from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.listening import Listening
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.outbox import Outbox
 from celery_jobqueue.broker.refusals import Refusals, by_a_row
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
-from celery_jobqueue.broker.sql import Statement, statement
+from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.trouble import Trouble, explained
 
 __all__ = ["Cycle"]
@@ -35,14 +36,6 @@ Delivery = tuple[str, dict[str, Any]]
 _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
 #: Seconds that a completion may wait for company while the pool has work. Its job is done, and a crash in between runs it again.
 _PATIENCE = 0.002
-
-
-#: Tells that a topic exchange's bindings have changed.
-_TOPOLOGY = "jq_topology"
-
-
-def _nothing() -> None:
-    """Nobody wants to know."""
 
 
 class Cycle:
@@ -71,10 +64,7 @@ class Cycle:
         self._credit = credit
         self._mail = True  # a transient message may be waiting
         self._mail_at = 0.0
-        self._listening: set[str] = set()
-        #: Told when a topic exchange has other queues than before, or may have.
-        self.on_topology: Callable[[], None] = _nothing
-        self._channels: dict[str, str] = {}
+        self.listening = Listening(session)
         self._serials = count(1)
         self._in_flight: list[Flight] = []
         self._sent: Plan | None = None
@@ -91,16 +81,10 @@ class Cycle:
         """Whether nobody but this connection starts the jobs it delivers."""
         return self.duties.starts_on_delivery
 
-    @property
-    def hears_topology(self) -> bool:
-        """Whether on_topology is told of every change."""
-        return _TOPOLOGY in self._listening
-
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
     def subscribe(self, queue: str, transient: bool) -> None:
         """Read this queue from now on."""
-        self._channels[channel_of(queue)] = queue
         if transient:
             if queue not in self.transient:
                 self.transient.append(queue)
@@ -145,19 +129,8 @@ class Cycle:
 
     def plan_listening(self, plan: Plan) -> None:
         """LISTEN to what is consumed here."""
-        if self.options.pooled:
-            return
-        wanted = {channel_of(queue) for queue in (*self.claims.queues, *self.transient)}
-        if self.claims.queues:
-            wanted.add(_TOPOLOGY)
-        for channel in wanted - self._listening:
-            # LISTEN takes no parameter; the names are ours: jq_ and an MD5 in hexadecimal, or the one above.
-            plan.add((Statement("", f'LISTEN "{channel}"'.encode()), ()), self._take_listening)
+        if not self.options.pooled and self.listening.plan(plan, self.claims.queues, self.transient, self._take_listening):
             self._mail = True
-        for channel in self._listening - wanted:
-            plan.add((Statement("", f'UNLISTEN "{channel}"'.encode()), ()), ignore)
-            self._channels.pop(channel, None)
-        self._listening = wanted
 
     def _plan_settlements(self, plan: Plan) -> None:
         if self.settlements:
@@ -244,7 +217,7 @@ class Cycle:
         # It holds from the commit on: what was sent after this batch had looked and before that woke nobody.
         self._mail = True
         self.claims.wake()
-        self.on_topology()
+        self.listening.on_topology()
 
     def _take(self, plan: Plan, answers: list[list[Row]]) -> None:
         self._sent = None
@@ -370,13 +343,7 @@ class Cycle:
 
     def hear(self) -> None:
         """Act on notifications that have arrived."""
-        while self.session.notified:
-            channel = self.session.notified.popleft()
-            queue = self._channels.get(channel)
-            if channel == _TOPOLOGY:
-                self.on_topology()
-            if queue is None:
-                continue
+        for queue in self.listening.heard():
             if queue in self.transient:
                 self._mail = True
             else:
@@ -405,8 +372,7 @@ class Cycle:
         while self._in_flight:
             self.settlements.put_back(self._in_flight.pop(0))
         self.refusals.clear()
-        self._listening.clear()
-        self.on_topology()
+        self.listening.forget()
 
     def lost_connection(self) -> None:
         """Nobody knows whether the batch in flight got through; telling it again is harmless."""

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.listening import Listening
 from celery_jobqueue.broker.messages import encode_transient
 from celery_jobqueue.broker.priorities import to_row
 from celery_jobqueue.broker.session import Call, Row
@@ -86,8 +87,12 @@ class Topology:
         self._standing: dict[str, list[Call]] = {}
         self.transient: dict[str, bool] = {}
         self._changes = 0
-        #: Whether changes of topic exchanges are told to forget_destinations().
-        self.is_told: Callable[[], bool] = lambda: False
+        self._listening: Listening | None = None
+
+    def follow(self, listening: Listening) -> None:
+        """Changes of topic exchanges are told there, as long as that connection listens."""
+        self._listening = listening
+        listening.on_topology = self.forget_destinations
 
     def destinations(self, exchange: str, routing_key: str, exchange_type: str, run: Run | None = None) -> list[Destination]:
         """Where a message goes. run: asks on another connection than this topology's. Raises psycopg.Error."""
@@ -110,7 +115,7 @@ class Topology:
         found = [(row[0] or "", row[1] == "t") for row in rows]
         ttl = _QUEUE_TTL if not exchange else 0.0
         if exchange_type == "topic":
-            ttl = _TOLD_TTL if self.is_told() else _TOPIC_TTL
+            ttl = _TOLD_TTL if self._listening is not None and self._listening.hears_topology else _TOPIC_TTL
         if ttl:
             if len(self._known) > 1000:
                 self._known.clear()

@@ -71,8 +71,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
         self.cycle_.duties.restoration = self.topology.restoration
-        self.cycle_.on_topology = self.topology.forget_destinations
-        self.topology.is_told = lambda: self.cycle_.hears_topology
+        self.topology.follow(self.cycle_.listening)
         self._loop: Any = None
         self._loop_thread = 0
         self._timer: Any = None
@@ -352,8 +351,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._deliver_all()  # events that need no database
         self.cycle_.pump()
         if self._arm():
-            # The hub chose how long to sleep before it ticked and does not know of the new timer yet; its own call_soon()
-            # interrupts that sleep from other threads only.
+            # The hub has chosen already how long to sleep, and its own call_soon() interrupts that from other threads only.
             self.wake()
 
     def _on_readable(self) -> None:

@@ -200,7 +200,7 @@ def _started(batch: str, queued: int, wait: bool, as_json: bool) -> None:
 
 def _follow(batch: str, as_json: bool) -> None:
     """Until it has ended. A look takes at most a twentieth of the time, however large the batch is."""
-    last = None
+    last, pause = None, 0.05
     while True:
         began = time.monotonic()
         progress = progress_of(engine(), batch)
@@ -215,7 +215,8 @@ def _follow(batch: str, as_json: bool) -> None:
         elif not as_json and (sys.stdout.isatty() or progress.done != last):
             say_again(bar(progress))
         last = progress.done
-        time.sleep(max(0.2 if sys.stdout.isatty() else 1.0, 19 * took))
+        pause = min(2 * pause, 0.2 if sys.stdout.isatty() else 1.0)  # five certificates are there before the first second is over
+        time.sleep(max(pause, 19 * took))
     summary = progress.summary
     links = {str(key): storage().url(summary[key], LINK_LIFETIME) for key in ("zip", "report") if key in summary}
     if as_json:

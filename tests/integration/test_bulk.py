@@ -20,7 +20,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import create_engine
 
+from celery_jobqueue.db.url import sqlalchemy_url
+from tasks.bulk.batches import resume_batch
+from tasks.bulk.errors import BatchError
 from tests.support.bulk import bulk, bulk_each, documents, write_attendees
 from tests.support.certificates import text_of
 from tests.support.database import fresh_database, one, rows
@@ -173,10 +177,10 @@ def test_a_person_is_asked(office: Office, tmp_path: Path) -> None:
 def test_again_skips_who_has_a_certificate(office: Office, tmp_path: Path) -> None:
     event = add_event(office.url)
     file = write_attendees(tmp_path / "people.csv", "Ada,ada@example.org", "Grace,grace@example.org")
-    assert office.issue(file, event, "--yes").returncode == 0
+    again = ("issue", str(file), "--event", event, "--user", USER, "--yes")
+    (code, *_), (second_code, out, _) = bulk_each(office.url, office.folder, again, again)
+    assert (code, second_code, out.splitlines()[-1]) == (0, 0, "Nothing to issue.")
     before = certificates_of(office.url, event)
-    done = office.issue(file, event, "--yes")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Nothing to issue.")
     with psycopg.connect(office.url) as conn:
         conn.execute("update certificates set revoked_at = now(), revoke_reason = 'error' where event_id = %s and "
                      "recipient_name = 'Grace'", (event,))
@@ -210,12 +214,10 @@ def test_what_fails_is_told_and_resumed(office: Office, tmp_path: Path) -> None:
     assert documents(again)["queued"]["queued"] == 1
     with psycopg.connect(office.url) as conn:  # somebody corrects the row, and the second resume has nothing left to do
         conn.execute("update certificate_batch_rows set recipient_name = 'Ada' where batch_id = %s and line = 7", (batch,))
-    done = bulk(office.url, office.folder, "resume", batch)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 issued" in done.stdout
-    done = bulk(office.url, office.folder, "resume", batch, "--json")
-    assert (done.returncode, documents(done)["queued"]["queued"]) == (0, 0)
-    assert documents(done)["summary"]["summary"]["issued"] == 6
+    (code, out, err), last = bulk_each(office.url, office.folder, ("resume", batch), ("resume", batch, "--json"))
+    assert (code, "6 issued" in out) == (0, True), out + err
+    said = [json.loads(line) for line in last[1].splitlines()]
+    assert (last[0], said[0]["queued"], said[-1]["summary"]["issued"]) == (0, 0, 6)
     assert len(certificates_of(office.url, event)) == 6
 
 
@@ -248,8 +250,10 @@ def test_a_worker_that_is_killed_costs_no_certificate(server: str, template: str
             os.killpg(first.process.pid, signal.SIGKILL)
         assert len(certificates_of(url, event)) < 30
         batch = str(office.batches(event)[0]["id"])
-        done = bulk(url, office.folder, "resume", batch)
-        assert (done.returncode, "of its jobs have not ended" in done.stderr) == (2, True)
+        engine = create_engine(sqlalchemy_url(url))
+        with pytest.raises(BatchError, match="of its jobs have not ended"):
+            resume_batch(engine, batch)
+        engine.dispose()
         with worker(url, tmp_path, "tasks", "-c", "2", **started):
             done = bulk(url, office.folder, "watch", batch[:8])
         assert done.returncode == 0, done.stdout + done.stderr
@@ -281,9 +285,10 @@ issue_batch(engine(), plan.batch, tell=die)
     assert office.jobs(event) == []
     assert [batch["confirmed_at"] for batch in office.batches(event)] == ([None] if cut == "issue" else [])
     assert one(database_url, "select count(*) from jobqueue.chord") == 0
-    done = office.issue(file, event, "--yes", "--no-wait", "--json")
-    assert documents(done)["queued"]["queued"] == 1200
-    assert len(office.jobs(event)) == 1200
-    # The first batch's jobs wait: the same file again finds nothing to do.
-    done = office.issue(file, event, "--yes", "--json")
-    assert documents(done)["plan"]["plan"]["counts"] == {"duplicate": 1200}
+    if cut == "plan":
+        return  # it has left nothing to go on with
+    # The same file again; and once more, when the first batch's jobs wait, it finds nothing to do.
+    again = ("issue", str(file), "--event", event, "--user", USER, "--yes", "--no-wait", "--json")
+    first, second = bulk_each(database_url, office.folder, again, again)
+    assert json.loads(first[1].splitlines()[-1])["queued"] == len(office.jobs(event)) == 1200
+    assert json.loads(second[1])["plan"]["counts"] == {"duplicate": 1200}

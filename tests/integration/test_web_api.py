@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from celery_jobqueue.db.errors import ConfigurationError
+from tasks.web.options import WebOptions
 from tests.support.database import fresh_database, one, rows
 from tests.support.issuing import add_event
 from tests.support.waiting import wait_until
@@ -291,18 +293,27 @@ def test_behind_a_proxy_only_when_told(url: str, tmp_path: Path) -> None:
         assert behind.ask("/health", Host="evil.example").status == 400
 
 
+def test_it_does_not_start_without_a_way_to_sign_in(url: str) -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("WEB_")}
+    done = subprocess.run([sys.executable, "-m", "tasks.web", "--port", "0"], env={**plain, "DATABASE_URL": url},
+                          cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "no way to sign in: set WEB_AUTHENTICATE=module:function" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("environment", "message"), [
-    ({}, "no way to sign in: set WEB_AUTHENTICATE=module:function"),
     ({"WEB_AUTHENTICATE": "a:b", "WEB_BASIC_AUTH": "a:b"}, "two ways to sign in"),
     ({"WEB_AUTHENTICATE": "no.such:thing"}, "WEB_AUTHENTICATE=no.such:thing cannot be loaded"),
     ({"WEB_BASIC_AUTH": "olga"}, "WEB_BASIC_AUTH: entry 1 is not user:password")])
-def test_it_does_not_start_without_a_way_to_sign_in(url: str, environment: dict[str, str], message: str) -> None:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("WEB_")}
-    done = subprocess.run([sys.executable, "-m", "tasks.web", "--port", "0"], env={**plain, "DATABASE_URL": url, **environment},
-                          cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_way_to_sign_in_that_cannot_be_used_is_named(environment: dict[str, str], message: str,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WEB_AUTHENTICATE", "WEB_BASIC_AUTH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        WebOptions.from_environment()
 
 
 def test_a_hook_of_the_applications_own(url: str, tmp_path: Path, user: str) -> None:

@@ -57,7 +57,7 @@ def main() -> int:
             failed = _watch(service, ids, worker, log)
     except BaseException:
         # What nobody will wait for shall not surprise the next worker on this database.
-        with _interrupts_later(), suppress(psycopg.Error, OSError):
+        with _interrupts_later(), suppress(Exception):
             app.control.revoke(ids)
         raise
     _tell_more(own)
@@ -169,16 +169,25 @@ def _short(path: Path) -> str:
 
 
 def _run() -> int:
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
     # Whoever closes the terminal or stops this politely means the same as Ctrl-C.
     for number in _STOPS:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, interrupt)
     try:
         return main()
-    except KeyboardInterrupt:
-        own = os.environ.get("DATABASE_URL", "").strip()
-        _LINE("\nstopped" + ("" if own else "; PostgreSQL runs on, `jobqueue down` stops it"))
-        return 130
-    except (JobQueueError, psycopg.Error, SQLAlchemyError) as error:
+    except (KeyboardInterrupt, Exception) as error:
+        # A round trip that is interrupted may end as an error of its connection.
+        if came or isinstance(error, KeyboardInterrupt):
+            own = os.environ.get("DATABASE_URL", "").strip()
+            _LINE("\nstopped" + ("" if own else "; PostgreSQL runs on, `jobqueue down` stops it"))
+            return 130
+        if not isinstance(error, (JobQueueError, psycopg.Error, SQLAlchemyError)):
+            raise
         _LINE(f"\n{type(error).__name__}: {masked(str(error).strip())}", file=sys.stderr)
         return 1
 

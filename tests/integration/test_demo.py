@@ -143,7 +143,7 @@ def test_ctrl_c_leaves_nothing_but_the_server(moment: str, numbers: list[signal.
         for number in numbers:
             os.killpg(process.pid, number)  # a terminal sends it to the whole group
         rest = process.stdout.read()
-        assert process.wait(60) == 130
+        assert process.wait(60) == 130, rest
     assert "Traceback" not in rest
     assert rest.rstrip().endswith("stopped; PostgreSQL runs on, `jobqueue down` stops it")
     assert place.strangers() == []

@@ -93,7 +93,9 @@ def test_looking_reads_no_more_than_it_counts(any_database_url: str) -> None:
         "≥10000", "≥10000", "≥10000"]
     tuples = wait_until(used, "the server has counted")
     assert 20_000 <= tuples.pop("job_queue_claim") < 20_100
-    assert tuples == dict.fromkeys(["job_queue_owner", "job_queue_failed", "job_queue_pkey"], 10_000)
+    # One more where the last row's neighbour was looked at, in PostgreSQL 14 at times.
+    assert {name: n // 10 * 10 for name, n in tuples.items()} == dict.fromkeys(
+        ["job_queue_owner", "job_queue_failed", "job_queue_pkey"], 10_000)
 
 
 def test_a_silent_server_holds_nobody_up(database_url: str) -> None:

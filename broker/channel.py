@@ -189,9 +189,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if collector is not None and (collector.control or not control):
             collector.publish(message, exchange, routing_key or "", kind, transport, self.deadletter_queue)
             return
-        outbox = outbox_of(transport.settings.conninfo) if kind == "topic" and again is None and _publish_batch is None else None
+        event = kind == "topic" and "hostname" in message["headers"] and "task" not in message["headers"]
+        outbox = outbox_of(transport.settings.conninfo) if event and _publish_batch is None else None
         topology = transport.topology if outbox is None else outbox.topology  # which is told when somebody begins to listen
-        destinations = topology.destinations(exchange, routing_key or "", kind, transport.run)
+        destinations = topology.destinations(exchange, routing_key or "", kind, transport.run, event=outbox is not None)
         if not destinations and exchange and self.deadletter_queue:
             destinations = [(self.deadletter_queue, False)]
         if outbox is not None and all(transient for _, transient in destinations):

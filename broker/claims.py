@@ -86,6 +86,8 @@ class Claims:
         self._interval = _FIRST_POLL
         self._full = 0
         self._turn = 0
+        self._order: Sequence[str] = ()
+        self._passed: dict[tuple[str, int], tuple[_Cursor, float]] = {}
 
     def add(self, queue: str) -> None:
         """Serve this queue too, from now on."""
@@ -100,10 +102,15 @@ class Claims:
 
     def wake(self, queue: str | None = None) -> None:
         """Something may have been published, possibly behind the cursor: look now, from the beginning."""
-        for key in [key for key in self._cursors if queue is None or key[0] == queue]:
-            del self._cursors[key]
+        self._rewind(queue)
         self._poll_at = 0.0
         self._interval = _FIRST_POLL
+
+    def _rewind(self, queue: str | None = None) -> None:
+        now = monotonic()
+        self._passed = {level: passed for level, passed in self._passed.items() if passed[1] > now}
+        kept = {level: cursor for level, cursor in self._cursors.items() if queue not in (None, level[0])}
+        self._cursors = kept | {level: cursor for level, (cursor, _) in self._passed.items() if level not in kept}
 
     def due(self, now: float) -> bool:
         """Whether it is time to look (now: monotonic seconds)."""
@@ -122,11 +129,11 @@ class Claims:
     def calls(self, places: Places, queues: Sequence[str], now: float) -> list[Call]:
         """The claim, and the question when the next delayed job is due."""
         if now >= self._rewind_at:
-            self._cursors.clear()
+            self._rewind()
             self._rewind_at = now + _REWIND_EVERY
         # Fair between queues of the same priority: another one is first each time.
         self._turn = (self._turn + 1) % max(1, len(queues))
-        turn = [*queues[self._turn:], *queues[:self._turn]]
+        self._order = turn = [*queues[self._turn:], *queues[:self._turn]]
         calls: list[Call] = [(statement("claim"), (
             self.owner, str(places.limit), *self._levels(turn),
             places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
@@ -144,8 +151,8 @@ class Claims:
                 text_array(cursor.id if cursor else _START[1] for cursor in cursors))
 
     def first_in_line(self) -> Call:
-        """Which job a claim of one would have taken, when that was refused."""
-        return statement("first_in_line"), self._levels(self.queues)
+        """Which job the last claim would have taken if it was of one, when that was refused."""
+        return statement("first_in_line"), self._levels(self._order)
 
     def pass_over(self, row: Row) -> None:
         """Claim what stands behind this job, for a while."""
@@ -154,8 +161,8 @@ class Claims:
         assert priority
         assert run_at
         assert id_
-        self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
-        self._rewind_at = monotonic() + PASSED_OVER
+        cursor = self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
+        self._passed[queue, int(priority)] = cursor, monotonic() + PASSED_OVER
 
     def took(self, rows: list[Row], due: list[Row] | None, limit: int, now: float) -> None:
         """Learn from the answers of `calls`."""

@@ -324,7 +324,7 @@ class Cycle:
 
     def settle(self) -> None:
         """As many batches as it takes: everything is settled afterwards, but for what the database refuses because of its row."""
-        while self.settlements or self.refusals or self.outbox.due is not None:
+        while self.settlements or self.refusals or self.outbox.due == 0.0:  # events that may wait are not waited for
             try:
                 self.exchange()
             except psycopg.Error as error:

@@ -21,6 +21,8 @@ __all__ = ["Duties", "Plan", "ignore"]
 #: Seconds between two counts of the own jobs, and how long after a lost connection a claim may still arrive: libpq's
 #: tcp_user_timeout ends what was sent and not received after 30 s.
 _COUNT, _LATE = 2.0, 120.0
+#: Seconds that the clean-up may come early, to share a batch with others.
+_COMPANY = 0.5
 
 
 @dataclass(slots=True)
@@ -30,7 +32,7 @@ class Plan:
     calls: list[Call] = field(default_factory=list)
     takers: list[Callable[[list[Row]], None]] = field(default_factory=list)
     #: Whether it has to be on disk before it counts as done, and whether it writes what may get lost with a crash of the server.
-    #: A batch that is neither (looks, signs of life, transient messages, whose table is unlogged) commits as it comes.
+    #: A batch that is neither (looks, and transient messages, whose table is unlogged) has nothing to wait for.
     durable: bool = False
     lazy: bool = False
     #: Told when the server has refused this, sent alone; None: it is sent with everything else.
@@ -120,12 +122,14 @@ class Duties:
             if now >= self._count_at:
                 self._count_at = now + _COUNT if now < self._count_until else inf
                 plan.add((statement("owned"), (identity().id,)), self._take_owned)
-            if not self.starts_on_delivery and now >= self.retire_at:
+            if not self.starts_on_delivery and now >= self.retire_at - _COMPANY:
                 self.retire_at = now + options.retire
+                plan.lazy = True
                 plan.add((statement("retire"), tuple(map(_interval, (
                     options.keep_completed, options.keep_failed, self.result_expires)))), ignore)
         if self._transient and now >= self.touch_at:
             self.touch_at = now + options.touch
+            plan.lazy = True
             plan.add((statement("touch"), (text_array(self._transient),)), self._take_missing)
         for call in self._repairs:
             plan.add(call, ignore)
@@ -143,6 +147,7 @@ class Duties:
         if now >= self.heartbeat_at or self._idle_told != self._claims.idle:
             self.heartbeat_at = now + options.heartbeat
             self._idle_told = self._claims.idle
+            plan.lazy = True
             plan.add(self.heartbeat(), ignore)
 
     def heartbeat(self) -> Call:

@@ -12,7 +12,7 @@ from celery.worker import state as worker_state
 
 from celery_jobqueue.broker.claims import Door, Places, text_array
 from celery_jobqueue.broker.endings import mark_unreadable
-from celery_jobqueue.broker.settlements import Failure, describe
+from celery_jobqueue.broker.settlements import REFUSED, Failure, describe
 
 __all__ = ["Gate", "Pace"]
 
@@ -217,8 +217,9 @@ class Gate(Door):
     def _started(self, request: Any, attempts: int, max_attempts: int, start: int) -> None:
         if not attempts:
             # Reset by hand, deleted, or given to somebody else meanwhile: not ours any more.
-            logger.warning("job %s was taken from this worker before it started", request.message.lease.id,
-                           extra=request.message.lease.about)
+            if start != REFUSED:
+                logger.warning("job %s was taken from this worker before it started", request.message.lease.id,
+                               extra=request.message.lease.about)
             request.drop()
             return
         request.message.properties["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +41,7 @@ class Outbox:
         self._near = near
         self._deliver = deliver
         self._letters: deque[tuple[Call, float]] = deque(maxlen=_MOST)
-        self._thread = 0
+        self._thread = self._pid = 0
         self._closed = False
         self._wake: Callable[[], None] = lambda: None
         self.topology: Any = None
@@ -48,6 +49,7 @@ class Outbox:
     def open(self, conninfo: str, wake: Callable[[], None], topology: Topology) -> None:
         """From now on events for this database are put in here, by all connections of this process. topology: knows listeners."""
         self._thread, self._wake, self._closed, self.topology = threading.get_ident(), wake, False, topology
+        self._pid = os.getpid()
         _open[conninfo] = self
 
     def close(self, conninfo: str) -> None:
@@ -67,6 +69,11 @@ class Outbox:
                 self._deliver(queue, envelope, payload, None if binary is None else rf"\x{binary.hex()}")
         if threading.get_ident() != self._thread:
             self._wake()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its loop turns in this process. Pool processes are forked while it does, with a copy that nobody empties."""
+        return self._pid == os.getpid()
 
     @property
     def due(self) -> float | None:
@@ -96,5 +103,6 @@ def _column(letters: Iterable[tuple[str, str]], number: int) -> str:
 
 
 def outbox_of(conninfo: str) -> Outbox | None:
-    """Where a worker's events for this database go; None in a process without a worker's loop."""
-    return _open.get(conninfo)
+    """Where a worker's events for this database go; None in a process without a worker's loop, and in its pool processes."""
+    found = _open.get(conninfo)
+    return found if found is not None and found.is_here else None

@@ -22,7 +22,7 @@ from celery_jobqueue.broker.claims import PASSED_OVER
 from celery_jobqueue.broker.duties import Plan
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.session import Row
-from celery_jobqueue.broker.settlements import Failure, Flight, Lease
+from celery_jobqueue.broker.settlements import REFUSED, Failure, Flight, Lease
 
 if TYPE_CHECKING:
     from celery_jobqueue.broker.cycle import Cycle
@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 _FIRST, _LONGEST = 1.0, 60.0
 #: Claims of one job after a refusal, before claims of more are tried again.
 _CLAIMS = 3
-#: The innermost function of an error's context, which PostgreSQL names with its schema: those of users, not ours.
-_IN_USERS_FUNCTION = re.compile(r"[^\n]*function (?!jobqueue\.)[^\n]*\(")
+#: A line of an error's context that names a function of users, whatever its language ("PL/pgSQL function public.veto() line 1 at
+#: RAISE", "PL/Python function \"veto\"") and the server's. Ours are in the schema jobqueue.
+_IN_USERS_FUNCTION = re.compile(r"^PL/(?!.*\bjobqueue\.)", re.MULTILINE)
 
 
 def by_a_row(error: psycopg.Error) -> bool:
@@ -44,7 +45,7 @@ def by_a_row(error: psycopg.Error) -> bool:
     if isinstance(error, psycopg.OperationalError):
         return False
     return isinstance(error, (psycopg.IntegrityError, psycopg.DataError)) or bool(
-        _IN_USERS_FUNCTION.match(error.diag.context or ""))
+        _IN_USERS_FUNCTION.search(error.diag.context or ""))
 
 
 class Refusals:
@@ -124,7 +125,7 @@ class Refusals:
             again = timedelta(seconds=_LONGEST)
             flight = Flight(failed=[(lease, Failure(f"its start was refused: {_described(error)}", retry=True, delay=again))])
             at = monotonic()
-            started(0, 0, 0)
+            started(0, 0, REFUSED)
         self._aside.append((at, min(2 * pause, _LONGEST), flight))
 
     def _claim(self) -> Plan:

@@ -19,7 +19,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for", "shortened", "warn_of_loss"]
+__all__ = ["REFUSED", "Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for", "shortened", "warn_of_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,10 @@ class Failure:
     republished: int | None = None
 
 
-#: Told (attempts, max_attempts, total_starts) once the start is in the database; zeros when the lease was lost.
+#: Told (attempts, max_attempts, total_starts) once the start is in the database; zeros when the lease was lost, and
+#: 0, 0, REFUSED when the database has refused it.
 Started = Callable[[int, int, int], None]
+REFUSED = -1
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ Run = Callable[..., list[list[Row]]]
 #: mostly with nobody listening, and may miss a listener's first second; a queue's kind hardly ever changes.
 _TOPIC_TTL = 1.0
 _QUEUE_TTL = 10.0
-_TOLD_TTL = 60.0  # for a topic exchange, where every change is notified
+_TOLD_TTL = 60.0  # besides, for events of a worker that is notified of every change
 #: A transient queue declared without x-expires outlives a consumer that was killed by this long; RabbitMQ would see the
 #: connection end. Long enough for a live consumer that takes its time over a message.
 _ORPHANED_AFTER = "3600000 milliseconds"
@@ -94,9 +94,12 @@ class Topology:
         self._listening = listening
         listening.on_topology = self.forget_destinations
 
-    def destinations(self, exchange: str, routing_key: str, exchange_type: str, run: Run | None = None) -> list[Destination]:
-        """Where a message goes. run: asks on another connection than this topology's. Raises psycopg.Error."""
-        found = self.known(exchange, routing_key)
+    def destinations(self, exchange: str, routing_key: str, exchange_type: str, run: Run | None = None,
+                     *, event: bool = False) -> list[Destination]:
+        """Where a message goes. run: asks on another connection than this topology's. event: it may come late to a listener whom
+        this process was not told of yet; a job must not miss a queue. Raises psycopg.Error.
+        """
+        found = self.known(exchange, routing_key, event=event)
         if found is None:
             before = self._changes
             [rows] = (run or self._run)(destinations_call(exchange, routing_key))
@@ -105,17 +108,17 @@ class Topology:
                 self.forget_destinations()
         return found
 
-    def known(self, exchange: str, routing_key: str) -> list[Destination] | None:
+    def known(self, exchange: str, routing_key: str, *, event: bool = False) -> list[Destination] | None:
         """Where a message goes, None when the database has to be asked."""
         known = self._known.get((exchange, routing_key))
-        return known[1] if known is not None and monotonic() < known[0] else None
+        told = event and self._listening is not None and self._listening.hears_topology
+        fresh = known is not None and monotonic() < known[0] + (_TOLD_TTL if told else 0.0)
+        return known[1] if known is not None and fresh else None
 
     def learn(self, exchange: str, routing_key: str, exchange_type: str, rows: list[Row]) -> list[Destination]:
         """The database's answer to `destinations_call`."""
         found = [(row[0] or "", row[1] == "t") for row in rows]
-        ttl = _QUEUE_TTL if not exchange else 0.0
-        if exchange_type == "topic":
-            ttl = _TOLD_TTL if self._listening is not None and self._listening.hears_topology else _TOPIC_TTL
+        ttl = _QUEUE_TTL if not exchange else _TOPIC_TTL if exchange_type == "topic" else 0.0
         if ttl:
             if len(self._known) > 1000:
                 self._known.clear()

@@ -247,7 +247,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
             def started(attempts: int, max_attempts: int, start: int, message: dict[str, Any] = message) -> None:
                 message["properties"]["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
-                if not start:
+                if not attempts:
                     dropped.append(message)
 
             self.settlements.start(lease, False, started)

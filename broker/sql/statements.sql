@@ -30,7 +30,7 @@ select id, lease, queue, priority, attempts, max_attempts, redelivered, task_nam
                       $7::text, $8::integer, $9::text[], $10::integer, $11::text[]);
 
 -- name: first_in_line
--- What a claim of one would take.
+-- What a claim of one would take, which also stays a little behind a young cursor.
 select level.queue, level.priority, j.run_at, j.id
   from unnest($1::text[], $2::smallint[], $3::timestamptz[], $4::uuid[])
        with ordinality as level(queue, priority, after_run_at, after_id, place)
@@ -38,7 +38,10 @@ select level.queue, level.priority, j.run_at, j.id
     select j.run_at, j.id
       from public.job_queue j
      where j.queue = level.queue and j.priority = level.priority and j.status = 'pending' and j.owner is null
-       and (j.run_at, j.id) > (level.after_run_at, level.after_id) and j.run_at <= now()
+       and (j.run_at, j.id) > (case when level.after_run_at > now() - interval '1 second'
+                                    then level.after_run_at - interval '250 milliseconds'
+                                    else level.after_run_at end, level.after_id)
+       and j.run_at <= now()
      order by j.run_at, j.id
      limit 1) j
  order by level.place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ _VETO = """
         $$ begin raise exception 'nobody touches %', new.task_id using errcode = '{code}'; end $$;
     create trigger veto before update on job_queue for each row
         when (new.task_id = 'unlucky' and {moment}) execute function veto()"""
+_ELSEWHERE = """
+    create function note() returns trigger language plpgsql as
+        $$ begin perform set_config('no_such_setting', 'x', true); return new; end $$;
+    create trigger note before update on job_queue for each row
+        when (new.task_id = 'unlucky' and new.status = 'completed') execute function note()"""
 _MOMENTS = {
     "claim": "old.owner is null and new.owner is not null",
     "start": "old.status = 'pending' and new.status = 'processing'",
@@ -63,6 +69,8 @@ def test_a_row_that_is_refused_holds_up_nobody(moment: str, code: str, app: Cele
     if moment == "start":
         wait_until(lambda: "nobody touches unlucky" in (job(database_url)["error_message"] or ""), "the row says why")
     assert job(database_url)["attempts"] == (1 if moment == "end" else 0)
+    blamed = re.findall(r"PostgreSQL refuses that job (\S+) is", worker.text)
+    assert set(blamed) == {str(job(database_url)["id"])}, "nobody else is blamed"
     assert rolled_back(database_url) < 100, "no busy loop"
     rows(database_url, "drop trigger veto on job_queue")
     rows(database_url, "update job_queue set run_at = now() where run_at > now()")  # its next turn would come in a minute
@@ -92,3 +100,15 @@ def test_who_leaves_leaves_the_job_to_others(app: Celery, database_url: str, sta
     start_worker("-c", "1")
     wait_until(lambda: job(database_url)["status"] == "completed", "another worker runs it again")
     assert (tmp_path / "done").read_text().count("unlucky") == 2
+
+
+def test_a_trigger_that_fails_elsewhere_is_a_users_too(app: Celery, database_url: str, start_worker: Start,
+                                                       tmp_path: Path) -> None:
+    """What it does in other tables stands above its name in the error's context."""
+    rows(database_url, _ELSEWHERE)
+    worker = start_worker("-c", "2")
+    run_beside(app, database_url, 3, tmp_path / "done")
+    wait_until(lambda: "PostgreSQL refuses that job" in worker.text, "the log says so")
+    rows(database_url, "drop trigger note on job_queue")
+    wait_until(lambda: job(database_url)["status"] == "completed", "it ends")
+    assert worker.process.poll() is None

@@ -83,3 +83,15 @@ def test_what_goes_to_the_processs_own_queues_needs_no_database() -> None:
     near.clear()
     box.post(message(), ["mine"], "jobs")
     assert box.due is not None
+
+
+def test_a_forked_pool_process_has_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It inherits the box, which nobody empties there."""
+    box = Outbox()
+    box.open("here", list, Topology(list))
+    try:
+        assert outbox_of("here") is box
+        monkeypatch.setattr(outbox.os, "getpid", lambda: 1)
+        assert outbox_of("here") is None
+    finally:
+        box.close("here")

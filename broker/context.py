@@ -30,20 +30,25 @@ def lease_of(request: Any) -> Lease | None:
 
 
 def parameter_position(task_name: str, parameter: str) -> int | None:
-    """Index of a positional parameter of a task registered with the current app; None when there is none."""
+    """Index of a positional parameter of a task that is registered in this process; None when there is none."""
     task = _registered(task_name)
     return None if task is None else _position(task, parameter)
 
 
 def task_option(task_name: str, option: str) -> Any | None:
-    """An attribute of a task registered with the current app, such as max_attempts; None when it has none."""
+    """An attribute of a task that is registered in this process, such as max_attempts; None when it has none."""
     return getattr(_registered(task_name), option, None)
 
 
 def _registered(task_name: str) -> Any | None:
     state = sys.modules.get("celery._state")
-    tasks: Any = state.get_current_app()._tasks if state is not None else {}
-    return tasks.get(task_name) if hasattr(tasks, "get") else None
+    if state is None:
+        return None
+    # Celery's current app is that of the thread which has made it; a web server's other threads have another, empty one.
+    for app in (state.get_current_app(), *state._get_active_apps()):
+        if (task := dict.get(app._tasks, task_name)) is not None:
+            return task
+    return None
 
 
 @lru_cache(maxsize=1024)

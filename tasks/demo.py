@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from celery_jobqueue.db import embedded, migrate
-from celery_jobqueue.db.errors import JobQueueError
+from celery_jobqueue.db.errors import ConfigurationError, JobQueueError
 from celery_jobqueue.db.url import database_url, masked
 from tasks.app import app, engine
 from tasks.certificates.samples import SAMPLE_EVENT, SAMPLE_USER, seed_sample_event
@@ -67,6 +67,7 @@ def main() -> int:
 @contextmanager
 def demo_worker() -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A real worker, in its own session: Ctrl-C reaches this process only, which then stops the worker properly."""
+    _refuse_foreign_jobs()
     log = embedded.home().parent / "demo-worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stop:
@@ -79,6 +80,16 @@ def demo_worker() -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
             stop.callback(_stop, worker)
         _LINE(f"Worker        started (pid {worker.pid}, log {_short(log)})")
         yield worker, log
+
+
+def _refuse_foreign_jobs() -> None:
+    """The demo's worker knows the tasks of this repository only, and would fail the jobs of every other application."""
+    with psycopg.connect(database_url()) as conn:
+        found = conn.execute("select task_name from job_queue where status = 'pending' and queue = 'celery'"
+                             " and task_name not like 'tasks.%' limit 1").fetchone()
+    if found is not None:
+        raise ConfigurationError(f"jobs of another application wait in this database ({found[0]}), and the demo's worker would "
+                                 "take them: unset DATABASE_URL, or name another database")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pypdfium2
 import pytest
 
 from tests.support.certificates import ATTENDEES
+from tests.support.database import rows
 from tests.support.issuing import USER, add_event, path_of
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
@@ -159,6 +160,15 @@ def test_a_database_that_is_not_there_is_an_error_not_a_traceback(place: Place) 
     assert "Traceback" not in done.stderr
     assert "refused" in done.stderr
     assert "secret" not in done.stdout + done.stderr
+
+
+def test_jobs_of_another_application_are_left_alone(place: Place, database_url: str) -> None:
+    """The demo's worker does not know their tasks and would fail them."""
+    rows(database_url, "select enqueue_job('shop.invoice')")
+    done = place.run(*DEMO, DATABASE_URL=database_url)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "shop.invoice" in done.stderr
+    assert rows(database_url, "select status from job_queue") == [{"status": "pending"}]
 
 
 @pytest.mark.parametrize("given", ["nothing", "only DATABASE_URL"])

@@ -46,7 +46,7 @@ def two(start_worker: Start) -> tuple[Worker, Worker]:
 
 
 def test_events_dump_shows_the_life_of_a_task(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
-    with program(database_url, tmp_path / "dump.txt", "-m", "celery", "-A", "tests.support.app", "events", "--dump") as dump:
+    with program(database_url, tmp_path / "dump.txt", "-m", "celery", "-A", "tasks", "events", "--dump") as dump:
         wait_until(lambda: one(database_url, "select count(*) from jobqueue.binding where exchange = 'celeryev'"), "it listens")
         worker = start_worker("-E")
         good, bad = app.tasks["t.add"].delay(2, 3), app.tasks["t.boom"].delay("bang")

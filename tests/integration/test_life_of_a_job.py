@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.exceptions import TaskRevokedError, WorkerLostError
 
+from celery_jobqueue.broker import enqueue_many
 from celery_jobqueue.db.errors import InvalidJob
 from tests.support.database import one, rows
 from tests.support.waiting import wait_until
@@ -131,14 +133,19 @@ def test_max_attempts_default_is_the_columns(app: Celery, database_url: str) -> 
     assert job(database_url, app.tasks["t.add"].delay(1, 1).id)["max_attempts"] == 5
 
 
-def test_max_attempts_of_the_task(app: Celery, database_url: str) -> None:
+def test_what_the_task_says_of_max_attempts_and_user_id_counts_in_every_thread(app: Celery, database_url: str) -> None:
+    """Celery's current app is another one in the threads of a web server."""
     @app.task(name="t.stubborn", max_attempts=7, shared=False)  # type: ignore[untyped-decorator,unused-ignore]
-    def stubborn() -> None:
+    def stubborn(event: str, user_id: str) -> None:
         """Never run here."""
 
-    app.set_current()
-    assert job(database_url, stubborn.delay().id)["max_attempts"] == 7
-    assert job(database_url, stubborn.apply_async(max_attempts=2).id)["max_attempts"] == 2
+    assert job(database_url, stubborn.apply_async(("e", "u"), max_attempts=2).id)["max_attempts"] == 2
+    with ThreadPoolExecutor(1) as pool:
+        ids = [stubborn.delay("e", "u-17").id, pool.submit(lambda: stubborn.delay("e", "u-17").id).result(),
+               enqueue_many(stubborn, [("e", "u-17")])[0].id]
+    for task_id in ids:
+        row = job(database_url, task_id)
+        assert (row["max_attempts"], row["user_id"]) == (7, "u-17")
 
 
 def test_task_retry_rearms_its_own_row(app: Celery, database_url: str, start_worker: Start) -> None:

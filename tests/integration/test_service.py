@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import worker
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # an application reads its settings once
 def database(server: str, template: str) -> Iterator[str]:
     """A database which the application of this process uses, as a web server's would."""
     with fresh_database(server, template) as url:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from celery import Celery, chain
+from celery import Celery, _state, chain
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.trace import Tracer
 
@@ -21,12 +21,16 @@ from tests.support.workers import Worker
 
 
 @pytest.fixture
-def tracer(tmp_path: Path) -> Iterator[Tracer]:
+def tracer(app: Celery, tmp_path: Path) -> Iterator[Tracer]:
     """This process is instrumented; its spans go where the worker's go."""
     provider = provider_writing(tmp_path / "spans")
+    # It looks tasks up in the current app. That of whatever was imported before would read its settings, and start a server.
+    before = _state._tls.current_app
+    app.set_current()
     CeleryInstrumentor().instrument(tracer_provider=provider)
     yield provider.get_tracer("test")
     CeleryInstrumentor().uninstrument()
+    _state._set_current_app(before)
 
 
 def spans(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 Fetches the sdists of the installed versions by name, unpacks them below `.local/upstream`, lifts the gate that skips tests
 unless the result backend is Redis, and runs file by file on a database of its own, with a summary line per file. The gate stays
 in test_redis_backend.py, and three tests that read Redis' own keys are deselected; conditions that expect something else of
-Redis than of RabbitMQ (an order, a duplicate) are rewritten with it, and take us for Redis. Nothing of the suites is committed. Celery's suite uses a Redis server as a notebook for its assertions, so `redis-server` must be there.
+Redis than of RabbitMQ (an order, a duplicate) are rewritten with it, and take us for Redis. Nothing of the suites is committed.
+Celery's suite uses a Redis server as a notebook for its assertions, so `redis-server` must be there.
 
     python -m tests.upstream.run [--pool prefork] [--with postgresql|redis] [kombu | test_tasks.py …] [-- pytest options]
 """

@@ -18,7 +18,7 @@ _PRIORITIES = range(1, 11)
 _START = ("-infinity", "00000000-0000-0000-0000-000000000000")
 #: A worker that has just run dry looks again after this many seconds, then after twice as long, and so on: whoever
 #: published before it counted as idle sent no wake-up.
-_FIRST_POLL = 0.01
+_FIRST_POLL = 0.003
 #: Cursors are dropped this often (seconds), for rows that became visible behind them: late commits, rows given back.
 _REWIND_EVERY = 1.0
 #: But so late when the database refuses the claim of a row: its turn comes again then.

@@ -20,8 +20,8 @@ class Options:
     heartbeat_limit: float = 75.0
     rescue: float = 1.5
     grace: float = 3.0  # a worker's lock may be free (a cut connection); with the 1.5 s a dead worker's jobs are back within 5 s
-    touch: float = 4.0  # the mailboxes of remote control expire after 10 s without
+    touch: float = 5.0  # the mailboxes of remote control expire after 10 s without
     reap: float = 10.0
-    retire: float = 8.0
+    retire: float = 10.0
     keep_completed: float | None = 7 * 86400.0
     keep_failed: float | None = 30 * 86400.0

@@ -2111,7 +2111,7 @@ begin
         return 0;
     end if;
     v_last := pg_relation_size('public.job_queue') / current_setting('block_size')::bigint;
-    -- 2 to 16 MB at a time, so that the whole table is walked through in forty minutes up to a size of 5 GB. No index is needed for it,
+    -- 2 to 16 MB at a time, so that the whole table is walked through in fifty minutes up to a size of 5 GB. No index is needed for it,
     -- and an index on the end of a job would cost every job.
     v_blocks := greatest(256, least(2048, v_last / 300));
     -- Results go first: a row never goes before its result has.
@@ -2147,7 +2147,7 @@ begin
 end $$;
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 15, 'idle', '599eb439d946d46000aa8006606c0048f78d100db9bc9affaa1d6d62f5b256d3');
+        values ('queue', 15, 'idle', '22d6ee5e56c71e427a6363fb8af2ad44eb50d0d1c7c597a9f550f4e11a1f4249');
     end if;
 end $bundle$;
 

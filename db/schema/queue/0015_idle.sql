@@ -31,7 +31,7 @@ begin
         return 0;
     end if;
     v_last := pg_relation_size('public.job_queue') / current_setting('block_size')::bigint;
-    -- 2 to 16 MB at a time, so that the whole table is walked through in forty minutes up to a size of 5 GB. No index is needed for it,
+    -- 2 to 16 MB at a time, so that the whole table is walked through in fifty minutes up to a size of 5 GB. No index is needed for it,
     -- and an index on the end of a job would cost every job.
     v_blocks := greatest(256, least(2048, v_last / 300));
     -- Results go first: a row never goes before its result has.

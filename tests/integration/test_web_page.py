@@ -194,7 +194,7 @@ def test_where_nothing_can_be_streamed_it_asks(office: Office, browser: Browser)
         page.route("**/api/jobs/stream", lambda route: route.fulfill(content_type="text/plain", body="a proxy's own idea"))
         page.goto("/")
         entry = generate(page, "Polled")
-        expect(entry).to_have_class("job completed")
+        expect(entry).to_have_class("job completed", timeout=20_000)  # it asks every few seconds only
         expect(page.get_by_role("status")).to_have_text("Polled: the certificate is ready.")
 
 

@@ -23,6 +23,9 @@ __all__ = ["Duties", "Plan", "ignore"]
 _COUNT, _LATE = 2.0, 120.0
 #: Seconds that the clean-up may come early, to share a batch with others.
 _COMPANY = 0.5
+#: So many jobs deleted by one step of the clean-up mean that more lie there, and the next step comes after so many seconds. The
+#: server lets nobody step sooner than two seconds after the last, whoever that was.
+_MANY, _SOON = 300, 2.0 + _COMPANY
 
 
 @dataclass(slots=True)
@@ -126,7 +129,7 @@ class Duties:
                 self.retire_at = now + options.retire
                 plan.lazy = True
                 plan.add((statement("retire"), tuple(map(_interval, (
-                    options.keep_completed, options.keep_failed, self.result_expires)))), ignore)
+                    options.keep_completed, options.keep_failed, self.result_expires)))), self._take_retired)
         if self._transient and now >= self.touch_at:
             self.touch_at = now + options.touch
             plan.lazy = True
@@ -163,6 +166,10 @@ class Duties:
         if self.starts_on_delivery and not self.options.pooled:
             return "7 days"
         return f"{self.options.heartbeat_limit} seconds"
+
+    def _take_retired(self, rows: list[Row]) -> None:
+        if int(rows[0][0] or 0) >= _MANY:
+            self.retire_at = monotonic() + _SOON
 
     def _take_missing(self, rows: list[Row]) -> None:
         # A task of the solo pool, or a suspended machine, kept this process from touching its queues in time.

@@ -76,6 +76,17 @@ def test_it_walks_through_the_whole_table_and_begins_again(database_url: str) ->
     assert one(database_url, "select block from jobqueue.retirement") == 0
 
 
+def test_what_stays_for_a_short_time_is_looked_at_more_often(database_url: str) -> None:
+    rows(database_url, "alter table job_queue set (fillfactor = 10)")
+    rows(database_url, "insert into job_queue (status, payload, finished_at) select 'completed', repeat('x', 1500), now()"
+                       " from generate_series(1, 12000)")
+    blocks = one(database_url, "select pg_relation_size('job_queue') / current_setting('block_size')::int")
+    assert retire(database_url, "1 minute", "1 minute", "1 minute") == 0
+    assert one(database_url, "select block from jobqueue.retirement") == blocks // 30 > 256
+    assert retire(database_url, "7 days", "30 days", "1 day") == 0
+    assert one(database_url, "select block from jobqueue.retirement") == blocks // 30 + 256
+
+
 def test_two_at_once_do_not_walk_twice(database_url: str) -> None:
     rows(database_url, ROWS)
     with psycopg.connect(database_url) as first, psycopg.connect(database_url, autocommit=True) as second:
@@ -98,3 +109,11 @@ def test_a_worker_does_it(options: dict[str, Any], stays: bool, make_client: Cal
         wait_until(lambda: left(database_url) == {result.id: False}, "the result has expired, the job is there")
     else:
         wait_until(lambda: left(database_url) == {}, "the job is gone")
+
+
+def test_a_worker_that_finds_much_goes_on_soon(database_url: str, start_worker: Start) -> None:
+    rows(database_url, "insert into job_queue (status, payload, finished_at) select 'completed', repeat('x', 1500),"
+                       " now() - interval '9 days' from generate_series(1, 4000)")
+    start_worker(app="tests.support.tuned_app")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue") < 4000, "the first step is done")
+    wait_until(lambda: not left(database_url), "so are three more, at ten seconds a step it would take thirty", 15)

@@ -86,8 +86,7 @@ class Soak:
             what = "a worker killed"
             victim = self.arena.random.choice(self.others)
             self.arena.kill(victim.process.pid)
-            self.others.remove(victim)
-            self.others.append(_start(self.arena, victim))
+            self.others[self.others.index(victim)] = _start(self.arena, victim)
             self.held += 4
         elif chance < 0.9:
             what = "every connection cut"
@@ -100,6 +99,17 @@ class Soak:
             self.arena.pause(0.5, 2.0)
             self.arena.kill(victim.process.pid, signal.SIGCONT)
         self.hits[what] = self.hits.get(what, 0) + 1
+
+    def miss(self) -> None:
+        """A worker that has gone by itself is a broken promise; another takes its place."""
+        for gone in [worker for worker in (self.witness, *self.others) if worker.process.poll() is not None]:
+            last = "\n".join(gone.text.splitlines()[-30:])
+            self.arena.check(False, f"worker {gone.name} ended by itself ({gone.process.returncode}):\n{last}")
+            new = _start(self.arena, gone)
+            if gone is self.witness:
+                self.witness = new
+            else:
+                self.others[self.others.index(gone)] = new
 
     def look(self) -> Sample:
         """Sizes and progress now."""
@@ -134,6 +144,7 @@ def _run(soak: Soak, deadline: float) -> None:
             soak.hit()
             next_hit = time.monotonic() + arena.random.uniform(2.0, 5.0)
         if now >= next_look:
+            soak.miss()
             sample = soak.look()
             next_look = now + _SAMPLE
             arena.say(f"{sample.done:,} done, witness {sample.witness // _MEGA} MB, table {sample.heap // _MEGA} MB, indexes"

@@ -10,6 +10,7 @@ from time import monotonic
 import psycopg
 
 from celery_jobqueue.broker.claims import Claims, text_array
+from celery_jobqueue.broker.expiry import Expiries
 from celery_jobqueue.broker.identity import Holder, identity
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.session import Call, Row, Session
@@ -62,8 +63,8 @@ class Duties:
         self.on_lost: Callable[[list[Row]], None] = ignore
         #: How to declare a transient queue again that was reaped although it has a consumer.
         self.restoration: Callable[[str], list[Call]] = _nothing_to_restore
-        #: Seconds after which results are emptied; None: never.
-        self.result_expires: float | None = None
+        #: When results are emptied.
+        self.expiries = Expiries()
         self._give_back = give_back
         self._repairs: list[Call] = []
         self._strangers: set[Lease] = set()
@@ -129,7 +130,7 @@ class Duties:
                 self.retire_at = now + options.retire
                 plan.lazy = True
                 plan.add((statement("retire"), tuple(map(_interval, (
-                    options.keep_completed, options.keep_failed, self.result_expires)))), self._take_retired)
+                    options.keep_completed, options.keep_failed, *self.expiries)))), self._take_retired)
         if self._transient and now >= self.touch_at:
             self.touch_at = now + options.touch
             plan.lazy = True

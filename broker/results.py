@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import psycopg
@@ -25,6 +25,7 @@ from celery_jobqueue.broker.chords import ChordBackend
 from celery_jobqueue.broker.claims import channel_of, text_array
 from celery_jobqueue.broker.collector import refuse_dead_wait
 from celery_jobqueue.broker.context import lease_of
+from celery_jobqueue.broker.expiry import Expiries
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.pooling import changes_hands, prepares
 from celery_jobqueue.broker.register import SCHEMES
@@ -164,6 +165,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
 
     ResultConsumer = ResultConsumer
     supports_autoexpire = False
+    supports_failure_expires = True
     supports_native_join = True
     supports_result_compression = True
     persistent = True
@@ -283,14 +285,17 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         parent = getattr(result, "parent", None)
         return super().iter_native(result, no_ack=no_ack, on_interval=follow_parents if parent else on_interval, **kwargs)
 
-    def get_many(self, task_ids: Sequence[str], timeout: float | None = None, interval: float = 0.5,
+    def get_many(self, task_ids: Sequence[str], timeout: float | None = None, interval: float | None = 0.5,
                  no_ack: bool = True, on_message: Any = None, on_interval: Any = None, max_iterations: int | None = None,
                  READY_STATES: frozenset[str] = states.READY_STATES,  # noqa: N803  (Celery's name)
                  ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(task id, meta) of each task as it becomes ready."""
+        """(task id, meta) of each task as it becomes ready. Raises TimeoutError after `timeout` seconds; 0 looks once.
+
+        interval: longest pause between two looks, in seconds. max_iterations: looks after which it ends without an error.
+        """
         waiting = {str(task_id) for task_id in task_ids}
         deadline = None if timeout is None else time.monotonic() + timeout
-        pause = 0.01
+        looks, pause, longest = 0, 0.01, 0.5 if interval is None else interval
         while waiting:
             left = PATIENCE if deadline is None else min(PATIENCE, max(0.0, deadline - time.monotonic()))
             for meta in list(self.fetch_metas(sorted(waiting), patience=left)):
@@ -303,10 +308,13 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 raise self.TimeoutError(f"Operation timed out ({timeout})")
+            looks += 1
+            if looks == max_iterations:
+                return
             if on_interval is not None:
                 on_interval()
-            time.sleep(pause)
-            pause = min(pause * 2, interval)
+            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(pause * 2, longest)
 
     def _forget(self, task_id: str) -> None:
         self._run("forget_result", (task_id,))
@@ -336,11 +344,9 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         self._run("delete_group", (group_id,))
 
     def cleanup(self) -> None:
-        """Empty results older than `result_expires`; the jobs' rows stay."""
-        if self.expires is None:
-            return
-        expires = self.expires.total_seconds() if isinstance(self.expires, timedelta) else float(self.expires)
-        self._run("expire_results", (f"{expires} seconds",))
+        """Empty results, failures and chords past their time; the jobs' rows stay."""
+        expiries = Expiries.of(self.app.conf)
+        self._run("expire_results", tuple(None if seconds is None else f"{seconds} seconds" for seconds in expiries))
 
 
 def _broker_databases(conf: Any) -> set[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from functools import wraps
 from time import monotonic
 from typing import Any
@@ -21,6 +20,7 @@ from celery.worker.heartbeat import Heart
 from celery_jobqueue.broker.comeback import coming_back, outage
 from celery_jobqueue.broker.departure import Departure
 from celery_jobqueue.broker.endings import mark_unreadable, tell_celery, unreadable
+from celery_jobqueue.broker.expiry import Expiries
 from celery_jobqueue.broker.gate import Gate
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.logs import install as _install_in_logs
@@ -71,7 +71,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.duties.on_lost = lambda rows: tell_celery(consumer.app, rows)
         transport.cycle_.on_unreadable = lambda id_, lease, task_id, error: unreadable(
             consumer.app, transport.settlements, Lease(id_, lease), task_id, error)
-        transport.cycle_.duties.result_expires = _seconds(consumer.app.conf.result_expires)
+        transport.cycle_.duties.expiries = Expiries.of(consumer.app.conf)
         transport.cycle_.door = self.gate
         transport.cycle_.duties.count_for(self.gate)
         self.gate.transport = transport
@@ -145,12 +145,6 @@ def _saying_why(consumer: Any, method: Any) -> Any:
         return method(*args)
 
     return told
-
-
-def _seconds(expires: timedelta | float | None) -> float | None:
-    """Celery's result_expires; nothing and zero mean never."""
-    seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
-    return float(seconds) if seconds else None
 
 
 def install() -> None:

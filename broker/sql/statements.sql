@@ -99,7 +99,7 @@ select jobqueue.touch($1::text[]);
 select jobqueue.reap();
 
 -- name: retire
-select jobqueue.retire($1::interval, $2::interval, $3::interval);
+select jobqueue.retire($1::interval, $2::interval, $3::interval, $4::interval, $5::interval);
 
 -- name: fetch
 select id, queue, envelope, payload, payload_binary from jobqueue.fetch($1::text[], $2::integer);
@@ -206,12 +206,14 @@ select result, result_binary, extract(epoch from stored_at) from jobqueue.group_
 delete from jobqueue.group_result where group_id = $1;
 
 -- name: expire_results
-with loose as (delete from jobqueue.result where stored_at < now() - $1::interval),
+with loose as (delete from jobqueue.result
+                where stored_at < now() - case state when 'FAILURE' then $2::interval else $1::interval end),
      groups as (delete from jobqueue.group_result where stored_at < now() - $1::interval),
-     chords as (delete from jobqueue.chord where changed_at < now() - $1::interval)
+     chords as (delete from jobqueue.chord where changed_at < now() - $3::interval)
 update public.job_queue set state = null, result = null, result_binary = null, result_meta = null
  where id in (select id from public.job_queue
-               where status in ('completed', 'failed') and state is not null and finished_at < now() - $1::interval
+               where status in ('completed', 'failed') and state is not null
+                 and finished_at < now() - case state when 'FAILURE' then $2::interval else $1::interval end
                limit 10000);
 
 -- name: begin_chord

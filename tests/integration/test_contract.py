@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from amqp import RecoverableConnectionError
+from amqp import ChannelError, RecoverableConnectionError
 from celery import Celery, group
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import GroupResult
@@ -84,6 +84,23 @@ def test_a_closed_channel_and_a_cut_connection_mean_connect_again(app: Celery, d
     assert one(database_url, "select count(*) from job_queue") == 3
 
 
+def test_a_channel_error_costs_neither_connection_nor_channel(database_url: str) -> None:
+    assert Transport.channel_errors == Transport.recoverable_channel_errors == (ChannelError,)
+    assert not issubclass(ChannelError, Transport.connection_errors)
+    with Connection(database_url) as connection:
+        channel = connection.default_channel
+        missing, retried = Queue("missing", channel=channel), []
+
+        def declare() -> int:
+            return int(missing.queue_declare(passive=not retried).message_count)
+
+        with pytest.raises(Transport.recoverable_channel_errors):
+            declare()
+        again = connection.ensure(channel, declare, errback=lambda error, _: retried.append(error), max_retries=3)
+        assert (again(), [type(error) for error in retried]) == (0, [ChannelError])
+        assert (connection.default_channel, connection.connected) == (channel, True)
+
+
 def test_what_kombu_asks_all_the_time_is_cheap(app: Celery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows(database_url, "insert into job_queue (queue) select 'full' from generate_series(1, 30_000)")
     with Connection(database_url) as connection, connection.channel() as channel:
@@ -135,7 +152,8 @@ def test_results_do_all_that_celerys_own_backends_do(make_client: Callable[..., 
     first = dict(next(found) for _ in range(2))
     assert {id_: meta["status"] for id_, meta in first.items()} == {quick.id: "SUCCESS", bad.id: "FAILURE"}
     with pytest.raises(ResultTimeout):
-        list(app.backend.get_many([slow.id], timeout=0.2))
+        list(app.backend.get_many([slow.id], timeout=0.2, interval=None))
+    assert list(app.backend.get_many([slow.id], max_iterations=2)) == []
     Path(f"{mark}.go").touch()
     assert [(id_, meta["result"]) for id_, meta in found] == [(slow.id, "went")]
     # result_extended
@@ -185,6 +203,39 @@ def test_messages_have_a_time_to_live(database_url: str) -> None:
     assert rows(database_url, "select status, error_message, attempts from job_queue order by id") == [
         {"status": "failed", "error_message": "expired", "attempts": 0},
         {"status": "completed", "error_message": None, "attempts": 1}]
+
+
+def test_a_long_queue_does_not_hold_up_the_short_ones_of_a_consumer(database_url: str) -> None:
+    with Connection(database_url) as connection, connection.channel() as channel:
+        queues = [Queue(name, channel=channel) for name in ("long", "short", "shorter")]
+        producer = connection.Producer(channel)
+        for queue, many in zip(queues, (12, 4, 2), strict=True):
+            for number in range(many):
+                producer.publish(number, routing_key=queue.name, declare=[queue])
+        came: list[str] = []
+
+        def take(_: Any, message: Any) -> None:
+            came.append(message.delivery_info["routing_key"])
+            message.ack()
+
+        with Consumer(channel, queues, callbacks=[take], accept=["json"], prefetch_count=1):
+            while len(came) < 18:
+                connection.drain_events(timeout=20)
+    assert [set(came[n:n + 3]) for n in (0, 3)] == [{"long", "short", "shorter"}] * 2, came
+    assert [set(came[n:n + 2]) for n in (6, 8)] == [{"long", "short"}] * 2, came
+
+
+def test_a_long_queue_does_not_hold_up_the_short_ones_of_a_worker(app: Celery, database_url: str, start_worker: Start) -> None:
+    add = app.tasks["t.add"]
+    for queue, many in (("long", 60), ("short", 6), ("shorter", 3)):
+        for number in range(many):
+            add.apply_async((number, 1), queue=queue)
+    start_worker("-c", "1", "-Q", "long,short,shorter")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 69, "all are completed")
+    order = [row["queue"] for row in rows(database_url, "select queue from job_queue order by started_at, run_at")]
+    # In turns with a job or two at a time; the oldest first would be the sixty of the long queue.
+    assert order[:30].count("short") == 6, order
+    assert order[:30].count("shorter") == 3, order
 
 
 FORKING = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
@@ -15,9 +16,11 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from kombu.asynchronous import Hub
 
-from tests.support.database import one, rows
+from celery_jobqueue.db import embedded, migrate
+from tests.support.app import make_app
+from tests.support.database import fresh_database, one, rows
 from tests.support.waiting import wait_until
-from tests.support.workers import Worker
+from tests.support.workers import Worker, worker
 
 Start = Callable[..., Worker]
 MANY = 100_000
@@ -109,7 +112,7 @@ def test_jobs_start_on_time_whatever_happens_to_workers_meanwhile(app: Celery, d
     first = start_worker(TEST_RETRIES="1")
     retried = app.tasks["t.again"].delay(1, countdown=12)
     due = datetime.now(UTC) + timedelta(seconds=13)
-    waiting = [app.tasks["t.add"].apply_async((number, 1), eta=due + timedelta(seconds=number * 0.35)) for number in range(9)]
+    waiting = [app.tasks["t.add"].apply_async((number, 1), eta=due + timedelta(seconds=number * 0.2)) for number in range(20)]
     expired = app.tasks["t.record"].apply_async((str(tmp_path / "ran"), "x"), countdown=11, expires=6)
     soon = app.tasks["t.add"].apply_async((1, 1), countdown=5)
     # What is due within seconds waits in the worker's timer, where people look for it; everything else in the table.
@@ -124,9 +127,13 @@ def test_jobs_start_on_time_whatever_happens_to_workers_meanwhile(app: Celery, d
     on_time = [*waiting, retried, flaky]
     wait_until(completed(database_url, *(result.id for result in on_time), soon.id), "all are completed")
     late = lateness(database_url, *(result.id for result in on_time))
-    # Nothing starts early. One of them may meet the machine busy with something else for a moment; half of them may not.
+    median, most = late[len(late) // 2], late[int(len(late) * 0.95)]
+    print(f"{len(late)} jobs started after their time by: median {median * 1000:.0f} ms, 95 % within {most * 1000:.0f} ms,"
+          f" the last {late[-1] * 1000:.0f} ms")
+    # Nothing starts early. One of them may meet the machine busy with something else for a moment; the others may not.
     assert late[0] >= 0
-    assert late[len(late) // 2] < 0.1, late
+    assert median < 0.05, late
+    assert most < 0.1, late
     assert late[-1] < 0.5, late
     row = job(database_url, flaky.id)
     assert (row["attempts"], row["run_at"] - row["created_at"] > timedelta(seconds=0.5)) == (2, True)
@@ -137,6 +144,39 @@ def test_jobs_start_on_time_whatever_happens_to_workers_meanwhile(app: Celery, d
     assert (row["error_message"], row["attempts"], row["state"], (tmp_path / "ran").exists()) == ("expired", 0, "REVOKED", False)
     with pytest.raises(TaskRevokedError):
         expired.get(timeout=10)
+
+
+def test_what_waits_and_what_was_revoked_outlive_a_restart_of_the_server(tmp_path: Path) -> None:
+    home, ran = tmp_path / "home", tmp_path / "ran"
+    server = embedded.ensure(home)
+    try:
+        with fresh_database(server) as url:
+            migrate.migrate(url, migrate.LINES)
+            with closing(make_app(url)) as app, worker(url, tmp_path):
+                add, record = app.tasks["t.add"], app.tasks["t.record"]
+                delayed = [add.apply_async((n, 1), countdown=12 + n * 0.2) for n in range(5)]
+                due = datetime.now(UTC) + timedelta(seconds=9)
+                near = add.apply_async((1, 1), eta=due)
+                # Revoked in the table, and in the worker that has it in its timer already.
+                revoked, held = (record.apply_async((str(ran), "x"), countdown=seconds) for seconds in (11, 9))
+                revoked.revoke()
+                wait_until(lambda: job(url, near.id)["owner"] and job(url, held.id)["owner"], "the worker has the near ones", 5)
+                held.revoke()
+                assert one(url, "select count(*) from job_queue where owner is not null") == 2
+                embedded.down(home)
+                assert embedded.ensure(home) == server
+                wait_until(completed(url, near.id, *(result.id for result in delayed)), "all are completed")
+                late = lateness(url, *(result.id for result in delayed))
+                late.append((job(url, near.id)["started_at"] - due).total_seconds())
+                assert min(late) >= 0
+                assert max(late) < 0.5, late
+                wait_until(lambda: job(url, held.id)["status"] == "failed", "the worker's one is over, too")
+                for result in (revoked, held):
+                    row = job(url, result.id)
+                    assert (row["error_message"], row["state"], row["total_starts"]) == ("revoked", "REVOKED", 0)
+                assert not ran.exists()
+    finally:
+        embedded.down(home)
 
 
 def test_a_loop_that_learns_of_an_earlier_moment_while_it_ticks_does_not_sleep_over_it(app: Celery, database_url: str) -> None:

@@ -313,16 +313,17 @@ def test_a_worker_sees_nothing_before_the_commit_and_starts_at_once_after_it(app
 def test_a_canvas_of_each_kind_runs_after_the_commit(app: Celery, url: str, start_worker: Start) -> None:
     start_worker()
     add = app.tasks["t.add"]
-    with opened("connection", url) as transaction:
-        with jobs_in(transaction.target):
-            grouped = group(add.s(n, n) for n in range(5))()
-            chained = chain(add.s(1, 1), add.s(2), group(add.s(3), add.s(4)))()
-            chorded = chord([add.s(n, n) for n in range(3)])(app.tasks["celery.accumulate"].s())
-        transaction.commit()
-        assert grouped.get(timeout=30) == [0, 2, 4, 6, 8]
-        assert chained.get(timeout=30) == [7, 8]
-        assert chorded.get(timeout=30) == [[0, 2, 4]]
-    assert one(url, "select count(*) from job_queue where status <> 'completed'") == 0
+    for kind in ("psycopg", "session", "connection"):
+        with opened(kind, url) as transaction:
+            with jobs_in(transaction.target):
+                grouped = group(add.s(n, n) for n in range(5))()
+                chained = chain(add.s(1, 1), add.s(2), group(add.s(3), add.s(4)))()
+                chorded = chord([add.s(n, n) for n in range(3)])(app.tasks["celery.accumulate"].s())
+            transaction.commit()
+            assert grouped.get(timeout=30) == [0, 2, 4, 6, 8]
+            assert chained.get(timeout=30) == [7, 8]
+            assert chorded.get(timeout=30) == [[0, 2, 4]]
+    wait_until(lambda: one(url, "select count(*) from job_queue where status <> 'completed'") == 0, "all are completed")
 
 
 def test_a_task_may_enqueue_and_retry_in_the_same_breath(app: Celery, url: str, start_worker: Start) -> None:

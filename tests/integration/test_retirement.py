@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from celery import Celery
 
+from celery_jobqueue.broker.expiry import Expiries
 from tests.support.database import one, rows
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
@@ -27,11 +28,12 @@ select kind || '-' || age, status, state, '"x"',
 """
 
 
-def retire(url: str, completed: str | None, failed: str | None, results: str | None) -> int:
-    """The next part of the clean-up, at once. Returns how many rows were deleted."""
+def retire(url: str, *times: str | None) -> int:
+    """The next part of the clean-up, at once: completed, failed, results and, where they differ, failures and chords. Returns how
+    many rows were deleted."""
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("update jobqueue.retirement set looked_at = '-infinity'")
-        row = conn.execute("select jobqueue.retire(%s, %s, %s)", (completed, failed, results)).fetchone()
+        row = conn.execute(f"select jobqueue.retire({', '.join(['%s'] * len(times))})", times).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -56,6 +58,46 @@ def test_a_row_never_goes_before_its_result(database_url: str) -> None:
     assert retire(database_url, "1 hour", "1 hour", "10 days") == 1 + 2 + 3
     assert {task for task in left(database_url) if task.startswith(("completed", "failed"))} == {
         "completed-1", "completed-30", "completed-200", "failed-1", "failed-30", "failed-200"}
+
+
+#: Two hours old, beside the jobs: what has no row of its own, and a chord whose header is not through.
+LOOSE = """
+with ignored as (insert into jobqueue.chord (group_id, changed_at) values ('c', now() - interval '2 hours'))
+insert into jobqueue.result (task_id, state, stored_at)
+values ('success', 'SUCCESS', now() - interval '2 hours'), ('failure', 'FAILURE', now() - interval '2 hours')
+"""
+
+
+def unexpired(url: str) -> set[str]:
+    """Which results and chords there are."""
+    return {row["name"] for row in rows(url, "select task_id as name from job_queue where state is not null"
+                                             " union all select task_id from jobqueue.result"
+                                             " union all select group_id from jobqueue.chord")}
+
+
+@pytest.mark.parametrize("by", ["a worker's clean-up", "celery.backend_cleanup"])
+@pytest.mark.parametrize(("failures", "chords", "stay"), [
+    (None, None, {"completed-1", "failed-1"}),
+    (86_400 * 2, 60, {"completed-1", "failed-1", "failed-30", "failure"}),
+    (60, 86_400, {"completed-1", "c"}),
+    (0, 0, {"completed-1", "failed-1", "failed-30", "failed-200", "failed-800", "failure", "c"}),
+])
+def test_failures_and_chords_have_times_of_their_own(by: str, failures: int | None, chords: int | None, stay: set[str],
+                                                     make_client: Callable[..., Celery], database_url: str) -> None:
+    app = make_client(result_expires=5400, result_failure_expires=failures, result_chord_expires=chords)
+    rows(database_url, ROWS)
+    rows(database_url, LOOSE)
+    if by == "celery.backend_cleanup":
+        app.backend.cleanup()
+    else:
+        retire(database_url, None, None, *(None if time is None else f"{time} seconds" for time in Expiries.of(app.conf)))
+    assert unexpired(database_url) == stay
+    assert len(left(database_url)) == 20
+
+
+def test_times_may_be_timedeltas_and_0_is_never(make_client: Callable[..., Celery]) -> None:
+    app = make_client(result_expires=timedelta(hours=1), result_failure_expires=0)
+    assert Expiries.of(app.conf) == (3600.0, None, 3600.0)
 
 
 def test_for_ever(database_url: str) -> None:
@@ -109,6 +151,13 @@ def test_a_worker_does_it(options: dict[str, Any], stays: bool, make_client: Cal
         wait_until(lambda: left(database_url) == {result.id: False}, "the result has expired, the job is there")
     else:
         wait_until(lambda: left(database_url) == {}, "the job is gone")
+
+
+def test_a_worker_keeps_failures_for_longer(app: Celery, database_url: str, start_worker: Start) -> None:
+    results = [app.tasks[f"t.{name}"].delay() for name in ("final", "boom")]
+    start_worker(app="tests.support.tuned_app", TEST_EXPIRES="1", TEST_FAILURE_EXPIRES="86400")
+    good = app.tasks["t.add"].delay(1, 1)
+    wait_until(lambda: left(database_url) == {good.id: False, **dict.fromkeys((r.id for r in results), True)}, "only it expires")
 
 
 def test_a_worker_that_finds_much_goes_on_soon(database_url: str, start_worker: Start) -> None:

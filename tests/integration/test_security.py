@@ -256,6 +256,7 @@ ERRANDS = (
     "select * from jobqueue.revoke('{{b}}')",
     "select jobqueue.forget('b')",
     "select jobqueue.retire('7 days', '30 days', '1 day')",
+    "select jobqueue.retire('7 days', '30 days', '1 day', '1 day', '1 day')",
     "select * from jobqueue.health()",
     "select jobqueue.watch('{{alice}}')",
     "update public.job_queue set error_message = 'noted' where user_id = 'alice'",

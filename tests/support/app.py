@@ -24,6 +24,7 @@ def make_app(url: str, **settings: Any) -> Celery:
         broker_transport_options={"automatic_retries": os.environ.get("TEST_RETRIES", "0") == "1"},
         task_ignore_result=os.environ.get("TEST_IGNORE", "0") == "1",
         result_expires=float(os.environ.get("TEST_EXPIRES", "86400")),
+        result_failure_expires=float(failures) if (failures := os.environ.get("TEST_FAILURE_EXPIRES")) else None,
     )
     if backend := os.environ.get("TEST_BACKEND"):
         application.conf.result_backend = backend

@@ -22,7 +22,7 @@ from celery.utils.functional import _regen
 
 from celery_jobqueue.broker.collector import collected, collecting, drive
 from celery_jobqueue.broker.session import Call
-from celery_jobqueue.broker.sessions import PATIENCE, warn_if_lost
+from celery_jobqueue.broker.sessions import PATIENCE, finished, warn_if_lost
 from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.broker.sql import statement
 
@@ -80,8 +80,16 @@ class ChordBackend:
 
     def mark_as_done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
         """The task succeeded."""
-        with self._holding_result(request):
-            super().mark_as_done(task_id, result, request, *args, **kwargs)  # type: ignore[misc]
+        if not self._finished(request):
+            with self._holding_result(request):
+                super().mark_as_done(task_id, result, request, *args, **kwargs)  # type: ignore[misc]
+
+    def _finished(self, request: Any) -> bool:
+        """Whether the task's own transaction has stored the result and counted the part, with finish_in(), and has committed.
+
+        To try it all the same changes nothing, but takes a transaction that waits its turn at the chord's row and is rolled back.
+        """
+        return bool(getattr(request, "finish_may_stand", False)) and finished(self.settings, Lease.of(request.properties["job"]))
 
     def mark_as_failure(self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None,
                         *args: Any, **kwargs: Any) -> None:

@@ -136,6 +136,7 @@ class _Run:
         ours = isinstance(backend, ResultBackend)
         ignored = bool(get_actual_ignore_result(self.task, self.request))
         session = _TransactionSession(run)
+        self.request.finish_may_stand = False  # of an earlier call, perhaps: its transaction was rolled back
         try:
             with explaining("jobqueue_worker"), self._visible(), collecting(wake=True) as jobs, lending(
                     backend.settings.conninfo if ours else self.broker.conninfo, session):
@@ -152,7 +153,9 @@ class _Run:
             logger.warning("job %s was taken from this worker; what it wrote is to be rolled back", self.lease.id,
                            extra=self.lease.about)
             raise
-        # Celery would do all of it again when the task has returned. Results and chords are fenced; what is published is not.
+        # Celery would do all of it again when the task has returned. Results and chords are fenced, so that it would change
+        # nothing; one look in broker/chords.py saves the attempt. What is published is not fenced.
+        self.request.finish_may_stand = ours and backend.has_jobs and (not ignored or bool(self.request.chord))
         for name in ("callbacks", "chain", "errbacks"):
             if (signatures := getattr(self.request, name, None)) is not None:
                 setattr(self.request, name, _UnlessSettled(signatures, self))

@@ -19,7 +19,7 @@ from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.settlements import Lease, warn_of_loss
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["PATIENCE", "lending", "run_patiently", "session_for", "still_held", "warn_if_lost"]
+__all__ = ["PATIENCE", "finished", "lending", "run_patiently", "session_for", "still_held", "warn_if_lost"]
 
 #: The work is done: a restart or failover of the server must not lose what came of it. Seconds to go on trying.
 PATIENCE = 120.0
@@ -81,6 +81,14 @@ def still_held(settings: Settings, lease: Lease) -> bool:
         return session_for(settings).run((statement("still_held"), (lease.id, lease.token)))[0][0][0] == "t"
     except (psycopg.Error, OSError):
         return True
+
+
+def finished(settings: Settings, lease: Lease) -> bool:
+    """Whether this lease has completed its job. False when the database does not answer."""
+    try:
+        return session_for(settings).run((statement("finished"), (lease.id, lease.token)))[0][0][0] == "t"
+    except (psycopg.Error, OSError):
+        return False
 
 
 def warn_if_lost(settings: Settings, lease: Lease) -> None:

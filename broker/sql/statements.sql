@@ -333,6 +333,10 @@ select (select system_identifier from pg_catalog.pg_control_system()),
 -- Whether a job is still this lease's to finish.
 select exists (select from public.job_queue where id = $1::uuid and lease = $2::uuid and owner is not null);
 
+-- name: finished
+-- Whether this lease has completed its job.
+select exists (select from public.job_queue where id = $1::uuid and lease = $2::uuid and owner is null and status = 'completed');
+
 -- name: meet_server
 -- Whether it is the server itself that greeted us (with the process id $1), and whether it takes writes. On a connection of
 -- our own, and not on one that a pooler lends to others too: a server whose client has vanished in a cut network would

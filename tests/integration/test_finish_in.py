@@ -116,6 +116,22 @@ def test_a_chord_counts_a_finished_part_once(moment: str, app: Celery, url: str,
     assert entries(url) == ["one", "two"]
 
 
+def test_what_is_finished_is_not_stored_again(app: Celery, url: str, start_worker: Start) -> None:
+    """Celery's own settlement after the task would find nothing to do, but lock the chord's row to find out, and roll back."""
+    rows(url, f"alter database {one(url, 'select quote_ident(current_database())')} set track_functions = 'pl'")
+    worker = start_worker("-c", "2", app=APP)
+    pay = app.tasks["f.pay"]
+    result = chord([pay.si(f"part {number}") for number in range(5)], app.tasks["celery.accumulate"].s())()
+    singles = [pay.delay(f"single {number}", "", kind) for number, kind in enumerate(("session", "psycopg", "async psycopg"))]
+    assert result.get(timeout=30) == [[f"paid part {number}" for number in range(5)]]
+    assert [single.get(timeout=30) for single in singles] == [f"paid single {number}" for number in range(3)]
+    wait_until(lambda: all_over(url, 9), "all is over")
+    assert worker.stop() == 0
+    calls = "select funcname, calls from pg_stat_user_functions where funcname in ('store_result', 'chord_part_ended')"
+    assert {row["funcname"]: row["calls"] for row in wait_until(lambda: rows(url, calls), "the server has counted")} == {
+        "store_result": 9, "chord_part_ended": 5}  # eight tasks' own transactions, and the body's result
+
+
 def test_the_last_attempt_killed_after_its_commit_is_no_failure(app: Celery, url: str, start_worker: Start) -> None:
     """Also where nothing is stored that Celery could ask for."""
     start_worker("-c", "1", app=APP)

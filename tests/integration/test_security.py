@@ -263,7 +263,7 @@ ERRANDS = (
     "insert into jobqueue.schedule (name, task, schedule, timezone) values ('{new}', 't.add', '0 7 * * 1-5', 'Europe/Berlin')",
     "update jobqueue.schedule set schedule = '5 minutes'",
     "select pg_catalog.set_config('jobqueue.user_id', 'alice', false)",
-    "select jobqueue.queue_certificate_generation('{event}', 'Zoë', null, 5)",
+    "select jobqueue.queue_certificate_generation('{event}', 'Zoë', null, 5, null)",
     "select public.revoke_certificate('{serial}')",
     "select public.reinstate_certificate('{serial}')",
 )

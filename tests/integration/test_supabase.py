@@ -88,7 +88,7 @@ def test_from_the_click_to_the_file(url: str, event: str, tmp_path: Path) -> Non
     rows(url, document("storage policy"))
     rows(url, document("worker login").replace("CHANGE-ME", supabase.PASSWORD))
     with worker(supabase.login(url, "certificate_worker"), tmp_path, "tasks", STORAGE_URL=(tmp_path / "files").as_uri()):
-        job = rpc(url, event_id=event, recipient_name="Zoë Ångström", priority=1)
+        job = rpc(url, event_id=event, recipient_name="Zoë Ångström", priority=1, expires_on="2999-12-31")
         assert seen(url, BOB, "select status from job_queue where id = %s", (job,)) == []
         query = "select status, error_message, result from job_queue where id = %s"
         assert wait_until(lambda: seen(url, ALICE, query, (job,))[0][0] == "completed", "alice sees that it is completed")
@@ -96,8 +96,9 @@ def test_from_the_click_to_the_file(url: str, event: str, tmp_path: Path) -> Non
         assert error is None
     [certificate] = certificates_of(url, event)
     assert json.loads(result)["serial"] == certificate["serial"]
-    assert seen(url, ALICE, "select serial, recipient_name, storage_key from certificates where event_id = %s", (event,)) == [
-        (certificate["serial"], "Zoë Ångström", certificate["storage_key"])]
+    mine = "select serial, recipient_name, storage_key, expires_on::text from certificates where event_id = %s"
+    assert seen(url, ALICE, mine, (event,)) == [
+        (certificate["serial"], "Zoë Ångström", certificate["storage_key"], "2999-12-31")]
     assert seen(url, BOB, "select serial from certificates") == []
     assert (tmp_path / "files" / certificate["storage_key"]).read_bytes().startswith(b"%PDF")
 
@@ -109,6 +110,24 @@ def test_from_the_click_to_the_file(url: str, event: str, tmp_path: Path) -> Non
     assert seen(url, BOB, objects) == []
     with supabase.request(url, "anon") as conn:
         assert conn.execute(objects).fetchall() == []
+
+
+@pytest.mark.parametrize(("day", "says"), [
+    ("2001-01-01", "expires_on 2001-01-01 has passed"), ("infinity", "expires_on infinity is no day"),
+    ("10000-01-01", "expires_on 10000-01-01 is no day"), ("-infinity", "expires_on -infinity has passed"),
+    ("2028-02-30", "out of range"), ("soon", "invalid input syntax for type date")])
+def test_a_day_that_cannot_be_the_last_is_refused(url: str, event: str, day: str, says: str) -> None:
+    before = one(url, "select count(*) from job_queue")
+    with pytest.raises(psycopg.errors.DataError, match=says):
+        rpc(url, event_id=event, recipient_name="Ada", expires_on=day)
+    assert one(url, "select count(*) from job_queue") == before
+
+
+def test_today_may_be_the_last_day(url: str, event: str) -> None:
+    today = str(one(url, "select (now() at time zone 'utc')::date"))
+    job = rpc(url, event_id=event, recipient_name="Ada", expires_on=today)
+    payload = one(url, "delete from job_queue where id = %s returning payload", (job,))
+    assert json.loads(payload)[1] == {"event_id": event, "recipient_name": "Ada", "user_id": "alice", "expires_on": today}
 
 
 @pytest.mark.parametrize(("claims", "role", "code"), [
@@ -273,7 +292,7 @@ def test_every_function_the_document_calls_exists(url: str) -> None:
         assert one(url, "select count(*) from pg_proc where proname = %s and pronamespace = 'public'::regnamespace", (name,)) == 1
     arguments = set(re.findall(r"^\s+(\w+):", re.findall(r"rpc\('queue_certificate_generation', \{(.*?)\}", text, re.DOTALL)[0],
                                re.MULTILINE))
-    assert arguments <= {"event_id", "recipient_name", "recipient_key", "priority"}
+    assert arguments <= {"event_id", "recipient_name", "recipient_key", "priority", "expires_on"}
 
 
 def test_two_at_once_are_two_jobs_of_one_certificate(url: str, event: str) -> None:

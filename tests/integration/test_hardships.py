@@ -117,3 +117,15 @@ def test_a_job_that_ran_through_a_failover_is_settled_on_the_next_broker(app: Ce
             wait_until(lambda: one(database_url, "select status from job_queue") == "completed", "it is settled")
             assert one(database_url, "select attempts from job_queue") == 1
             assert running.process.poll() is None
+
+
+def test_a_pool_process_that_is_just_ending_does_not_end_the_worker_when_the_connection_is_cut(
+        app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    running = start_worker(app="tests.support.half_dead_app")
+    app.send_task("t.half_dead", (str(tmp_path / "gone"),))
+    wait_until((tmp_path / "gone").exists, "the process has closed its end")
+    rows(database_url, "select pg_terminate_backend(pid) from pg_stat_activity"
+                       " where datname = current_database() and pid <> pg_backend_pid()")
+    wait_until(lambda: "Trying to re-establish" in running.text or running.process.poll() is not None, "the worker has noticed")
+    assert app.tasks["t.add"].delay(1, 1).get(timeout=20) == 2
+    assert running.process.poll() is None, running.text

@@ -130,8 +130,8 @@ def _gathering(consumer: Any) -> Callable[[], None]:
 
 
 def _watch_again(pool: Any) -> None:
-    """Celery's prefork pool stops watching a process that closes its end, and forgets it when the system says that it has ended. If
-    the connection is replaced in between, Celery stumbles over that process and the worker ends with "file descriptor is None"
+    """Celery's prefork pool stops watching a process that closes its end, and forgets it once the system says that it has ended.
+    If the connection is replaced in between, Celery stumbles over that process and the worker ends: "file descriptor is None"
     (once in 194,000 jobs of a soak that killed processes and cut connections).
     """
     for process in getattr(getattr(pool, "_pool", None), "_pool", None) or ():

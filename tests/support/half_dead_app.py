@@ -1,4 +1,4 @@
-"""A worker with a task whose process seems to have ended, as a killed one does in the moment before the system knows how it ended."""
+"""A task whose process seems to have ended, as a killed one does in the moment before the system knows how it ended."""
 
 from __future__ import annotations
 

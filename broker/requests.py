@@ -174,14 +174,15 @@ class JobRequest(Request):  # type: ignore[misc]
         if self._ended or self.lease is None:
             return
         self._ended = True
+        transport = self._message.channel._transport
         if self._message.early:
-            settlements = self._message.channel._transport.settlements
             if self._message.failure is None:
-                settlements.complete(self.lease)
+                transport.settlements.complete(self.lease)
             else:
-                settlements.fail(self.lease, self._message.failure)
-            self._message.channel._transport.settle_soon()
+                transport.settlements.fail(self.lease, self._message.failure)
         self._gate_done()
+        # In the threads pool the loop turns at once, and nothing would tell it of a place that becomes free after that.
+        transport.settle_soon()
 
     def _gate_done(self) -> None:
         if self.job_gate is not None:

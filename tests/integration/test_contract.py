@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import GroupResult
 from kombu import Connection, Consumer, Queue
 
+from celery_jobqueue.broker import enqueue_many
 from celery_jobqueue.broker.transport import Transport
 from tests.support.database import one, rows
 from tests.support.programs import Process, program
@@ -236,6 +238,18 @@ def test_a_long_queue_does_not_hold_up_the_short_ones_of_a_worker(app: Celery, d
     # In turns with a job or two at a time; the oldest first would be the sixty of the long queue.
     assert order[:30].count("short") == 6, order
     assert order[:30].count("shorter") == 3, order
+
+
+def test_a_place_that_a_thread_frees_is_taken_at_once(make_client: Callable[..., Celery], database_url: str,
+                                                      start_worker: Start) -> None:
+    """The end of a job wakes the loop, which turns before the thread goes on. What it must see then is the free place."""
+    app = make_client(task_ignore_result=True)
+    enqueue_many(app.tasks["t.add"], [(n, n) for n in range(60)])
+    start_worker("-P", "threads", "-c", "1", app="tests.support.paused_app", TEST_ACKS="early", TEST_IGNORE="1")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 60, "all are completed")
+    pauses = rows(database_url, "select started_at - lag(finished_at) over (order by started_at) as pause from job_queue")
+    longest = max(row["pause"] for row in pauses if row["pause"] is not None)
+    assert longest < timedelta(seconds=0.7), longest
 
 
 FORKING = """

@@ -7,6 +7,7 @@ from datetime import timedelta
 from queue import Empty
 from typing import Any
 
+import psycopg
 from amqp import RecoverableConnectionError
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import virtual
@@ -23,6 +24,7 @@ from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
+from celery_jobqueue.broker.trouble import warn
 
 __all__ = ["Channel", "Delivered"]
 
@@ -248,7 +250,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
         def deliver(raw: dict[str, Any]) -> Any:
             if "start" in raw["properties"].get("job", ()) and transport.cycle_.door.unfit(raw):
-                self._hold(raw)
+                try:
+                    self._hold(raw)
+                except psycopg.Error as error:
+                    return self._held_in_vain(raw, error)
             message = self.Message(raw, channel=self)
             if not no_ack:
                 self.qos.append(message, message.delivery_tag)
@@ -280,6 +285,15 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             del job["start"]
             job.update(lease=rows[0][0], attempts=job["attempts"] - 1)
             raw["properties"]["delivery_tag"] = Lease.of(job).tag
+
+    def _held_in_vain(self, raw: dict[str, Any], error: psycopg.Error) -> None:
+        """It is given back with the next batch, where errors are waited out. Raises the error when the connection is gone."""
+        transport, lease = self._transport, Lease.of(raw["properties"]["job"])
+        transport.settlements.release(lease)
+        if not transport.session.connected:
+            raise error
+        warn(error, f"when job {lease.id} has been given back")
+        transport.settle_soon()
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to this consumer; an auto-delete queue goes with its last one."""

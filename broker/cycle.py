@@ -21,11 +21,11 @@ from celery_jobqueue.broker.listening import Listening
 from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.outbox import Outbox
-from celery_jobqueue.broker.refusals import Refusals, by_a_row
+from celery_jobqueue.broker.refusals import Refusals
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import statement
-from celery_jobqueue.broker.trouble import Trouble, explained
+from celery_jobqueue.broker.trouble import Trouble, by_a_row, explained
 
 __all__ = ["Cycle"]
 

@@ -7,7 +7,6 @@ and what is refused again is known by its job. It is kept aside, nothing of it l
 from __future__ import annotations
 
 import logging
-import re
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,7 +26,7 @@ from celery_jobqueue.broker.settlements import REFUSED, Failure, Flight, Lease
 if TYPE_CHECKING:
     from celery_jobqueue.broker.cycle import Cycle
 
-__all__ = ["Refusals", "by_a_row"]
+__all__ = ["Refusals"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +34,6 @@ logger = logging.getLogger(__name__)
 _FIRST, _LONGEST = 1.0, 60.0
 #: Claims of one job after a refusal, before claims of more are tried again.
 _CLAIMS = 3
-#: A line of an error's context that names a function of users, whatever its language ("PL/pgSQL function public.veto() line 1 at
-#: RAISE", "PL/Python function \"veto\"") and the server's. Ours are in the schema jobqueue.
-_IN_USERS_FUNCTION = re.compile(r"^PL/(?!.*\bjobqueue\.)", re.MULTILINE)
-
-
-def by_a_row(error: psycopg.Error) -> bool:
-    """Whether it was a row that the server did not take, because of something that users have put up."""
-    if isinstance(error, psycopg.OperationalError):
-        return False
-    return isinstance(error, (psycopg.IntegrityError, psycopg.DataError)) or bool(
-        _IN_USERS_FUNCTION.search(error.diag.context or ""))
 
 
 class Refusals:

@@ -295,7 +295,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
         """
         waiting = {str(task_id) for task_id in task_ids}
         deadline = None if timeout is None else time.monotonic() + timeout
-        looks, pause, longest = 0, 0.01, 0.5 if interval is None else interval
+        looks, pause, longest = 0, 0.01, 0.5 if interval is None else max(0.01, interval)
         while waiting:
             left = PATIENCE if deadline is None else min(PATIENCE, max(0.0, deadline - time.monotonic()))
             for meta in list(self.fetch_metas(sorted(waiting), patience=left)):

@@ -114,6 +114,7 @@ class Session:
                 self.conninfo,
                 autocommit=True,
                 connect_timeout=self.connect_timeout,
+                client_encoding="UTF8",  # whatever the role or PGCLIENTENCODING say: rows_of() decodes it
                 # A dead peer is noticed in half a minute, not after the kernel's two hours.
                 keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30_000,
                 **(_one_that_writes(self.conninfo) if self._writes else {}),
@@ -129,7 +130,7 @@ class Session:
         pid = str(self._pgconn().backend_pid)
         answers: list[list[Row]] = []
         try:
-            self.send([(statement("meet_server"), (pid,))], answers.extend)
+            self.send([(statement("meet_server"), (pid, f"{self.timeout / 3:.3f} s"))], answers.extend)
             self._finish(max(self.timeout, self.connect_timeout))
         except psycopg.Error:
             self._drop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from time import monotonic
 
 import psycopg
@@ -15,7 +16,7 @@ from psycopg import errors
 
 from celery_jobqueue.db.errors import SchemaError
 
-__all__ = ["Trouble", "explained", "warn"]
+__all__ = ["Trouble", "by_a_row", "explained", "warn"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,15 @@ _FIRST, _LONGEST = 0.05, 5.0
 #: Seconds between two log lines about the same trouble.
 _QUIET = 30.0
 _NO_SCHEMA = (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn, errors.InvalidSchemaName)
+
+#: A line of an error's context that names a function of users, whatever its language ("PL/pgSQL function public.veto() line 1 at
+#: RAISE", "PL/Python function \"veto\"") and the server's. Ours are in the schema jobqueue.
+_IN_USERS_FUNCTION = re.compile(r"^PL/(?!.*\bjobqueue\.)", re.MULTILINE)
+#: One that names the row whose lock could not be had; a lock of the whole table has none.
+_AT_A_ROW = re.compile(r"^while (updating|locking|deleting) tuple ", re.MULTILINE)
+#: Classes of errors that psycopg counts as the server's, and that a function may raise just as well: a limit of the program, an
+#: object that is not ready (currval() of an untouched sequence), a trigger that changes what it must not, a function's own.
+_OF_FUNCTIONS = ("54", "55", "27", "38", "39")
 
 
 class Trouble:
@@ -64,6 +74,20 @@ def warn(error: Exception, when: str) -> None:
     """Say in the log that something waits for the server. when: how it is tried again."""
     logger.warning("PostgreSQL refuses the queue's work (%s: %s). Nothing is lost; it is tried again %s",
                    type(error).__name__, _first_line(error), when)
+
+
+def by_a_row(error: psycopg.Error) -> bool:
+    """Whether it was a row that the server did not take: because of something that users have put up, because somebody holds
+    its lock, or because it is too large for an index of theirs.
+    """
+    context = error.diag.context or ""
+    if isinstance(error, errors.LockNotAvailable):
+        return bool(_AT_A_ROW.search(context))
+    if isinstance(error, errors.ProgramLimitExceeded):
+        return True
+    if isinstance(error, psycopg.OperationalError) and not (error.sqlstate or "").startswith(_OF_FUNCTIONS):
+        return False
+    return isinstance(error, (psycopg.IntegrityError, psycopg.DataError)) or bool(_IN_USERS_FUNCTION.search(context))
 
 
 def explained(error: psycopg.Error) -> Exception:

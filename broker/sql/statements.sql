@@ -340,12 +340,15 @@ select exists (select from public.job_queue where id = $1::uuid and lease = $2::
 -- name: meet_server
 -- Whether it is the server itself that greeted us (with the process id $1), and whether it takes writes. On a connection of
 -- our own, and not on one that a pooler lends to others too: a server whose client has vanished in a cut network would
--- believe in it for two hours, with all its locks. Longer than a heartbeat's time, which decides before.
+-- believe in it for two hours, with all its locks. Longer than a heartbeat's time, which decides before. A lock that is not to be
+-- had is given up after $2, before we would give up the connection and leave a server process waiting (11 of them after 40 s
+-- beside a row that somebody had locked); unless the role has a lock_timeout of its own.
 select pg_backend_pid() = $1::integer,
        current_setting('transaction_read_only')::boolean,
        case when pg_backend_pid() = $1::integer
             then set_config('tcp_keepalives_idle', '60', false) || set_config('tcp_keepalives_interval', '10', false)
-                 || set_config('tcp_keepalives_count', '3', false) || set_config('tcp_user_timeout', '90s', false) end;
+                 || set_config('tcp_keepalives_count', '3', false) || set_config('tcp_user_timeout', '90s', false)
+                 || case when current_setting('lock_timeout') = '0' then set_config('lock_timeout', $2, false) else '' end end;
 
 -- name: notify
 select pg_notify($1, '');

@@ -24,7 +24,6 @@ from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
-from celery_jobqueue.broker.trouble import warn
 
 __all__ = ["Channel", "Delivered"]
 
@@ -250,10 +249,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
         def deliver(raw: dict[str, Any]) -> Any:
             if "start" in raw["properties"].get("job", ()) and transport.cycle_.door.unfit(raw):
-                try:
-                    self._hold(raw)
-                except psycopg.Error as error:
-                    return self._held_in_vain(raw, error)
+                self._hold(raw)
             message = self.Message(raw, channel=self)
             if not no_ack:
                 self.qos.append(message, message.delivery_tag)
@@ -279,21 +275,20 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def _hold(self, raw: dict[str, Any]) -> None:
         """Take back the start that came with this job's claim: it does not run, and no attempt is used."""
-        job = raw["properties"]["job"]
-        [rows] = self._transport.run((statement("hold"), (job["id"], job["lease"])))
+        job, transport = raw["properties"]["job"], self._transport
+        try:
+            [rows] = transport.run((statement("hold"), (job["id"], job["lease"])))
+        except psycopg.Error as error:
+            if not transport.session.connected:
+                transport.settlements.release(Lease.of(job))
+                raise
+            logger.warning("job %s does not run, and counts as started: %s", job["id"], str(error).partition("\n")[0],
+                           extra=Lease.of(job).about)
+            return
         if rows[0][0] is not None:
             del job["start"]
             job.update(lease=rows[0][0], attempts=job["attempts"] - 1)
             raw["properties"]["delivery_tag"] = Lease.of(job).tag
-
-    def _held_in_vain(self, raw: dict[str, Any], error: psycopg.Error) -> None:
-        """It is given back with the next batch, where errors are waited out. Raises the error when the connection is gone."""
-        transport, lease = self._transport, Lease.of(raw["properties"]["job"])
-        transport.settlements.release(lease)
-        if not transport.session.connected:
-            raise error
-        warn(error, f"when job {lease.id} has been given back")
-        transport.settle_soon()
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to this consumer; an auto-delete queue goes with its last one."""

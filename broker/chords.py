@@ -25,6 +25,7 @@ from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.sessions import PATIENCE, finished, warn_if_lost
 from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.trouble import for_good
 
 __all__ = ["ChordBackend"]
 
@@ -135,8 +136,8 @@ class ChordBackend:
                 if state == states.SUCCESS:
                     warn_if_lost(self.settings, Lease.of(request.properties["job"]))
                 return  # somebody else has the job now; what this run found out is no longer asked for
-            except (psycopg.OperationalError, psycopg.InterfaceError):
-                if time.monotonic() + pause > deadline:
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if for_good(error) or time.monotonic() + pause > deadline:
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause + 0.1, 5.0)

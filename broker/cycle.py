@@ -330,7 +330,7 @@ class Cycle:
             try:
                 self.exchange()
             except psycopg.Error as error:
-                if isinstance(error, psycopg.OperationalError) or not self._bearable(error):
+                if not (self._bearable(error) and by_a_row(error)):
                     raise
 
     def _next_plan(self, now: float) -> Plan:

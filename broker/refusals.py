@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from celery_jobqueue.broker.claims import PASSED_OVER
-from celery_jobqueue.broker.duties import Plan
+from celery_jobqueue.broker.duties import Plan, ignore
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.session import Row
 from celery_jobqueue.broker.settlements import REFUSED, Failure, Flight, Lease
+from celery_jobqueue.broker.sql import statement
 
 if TYPE_CHECKING:
     from celery_jobqueue.broker.cycle import Cycle
@@ -98,6 +99,7 @@ class Refusals:
     def _add(self, flight: Flight, pause: float) -> None:
         def settle() -> Plan:
             plan = Plan(refused=lambda error: self._keep(flight, error, pause))
+            plan.add((statement("brief_locks"), ()), ignore)  # who is locked out has waited already
             self._cycle.plan_flight(plan, flight)
             return plan
 

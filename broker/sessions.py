@@ -55,7 +55,7 @@ def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0) -> li
         try:
             return session.run(*calls)
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if session.in_transaction or trouble.by_a_row(error) or (fresh and time.monotonic() + pause > deadline):
+            if session.in_transaction or trouble.for_good(error) or (fresh and time.monotonic() + pause > deadline):
                 raise
             if fresh:
                 if pause == _PAUSE:

@@ -168,7 +168,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         try:
             return self.session.run(*calls)
         except psycopg.OperationalError:
-            self.cycle_.lost_connection()
+            if not self.session.connected:
+                self.cycle_.lost_connection()
             raise
 
     # -- delivering ---------------------------------------------------------------------------------------------------

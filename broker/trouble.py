@@ -16,7 +16,7 @@ from psycopg import errors
 
 from celery_jobqueue.db.errors import SchemaError
 
-__all__ = ["Trouble", "by_a_row", "explained", "warn"]
+__all__ = ["Trouble", "by_a_row", "explained", "for_good", "warn"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ _NO_SCHEMA = (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedC
 #: A line of an error's context that names a function of users, whatever its language ("PL/pgSQL function public.veto() line 1 at
 #: RAISE", "PL/Python function \"veto\"") and the server's. Ours are in the schema jobqueue.
 _IN_USERS_FUNCTION = re.compile(r"^PL/(?!.*\bjobqueue\.)", re.MULTILINE)
-#: One that names the row whose lock could not be had; a lock of the whole table has none.
-_AT_A_ROW = re.compile(r"^while (updating|locking|deleting) tuple ", re.MULTILINE)
 #: Classes of errors that psycopg counts as the server's, and that a function may raise just as well: a limit of the program, an
 #: object that is not ready (currval() of an untouched sequence), a trigger that changes what it must not, a function's own.
 _OF_FUNCTIONS = ("54", "55", "27", "38", "39")
@@ -81,13 +79,17 @@ def by_a_row(error: psycopg.Error) -> bool:
     its lock, or because it is too large for an index of theirs.
     """
     context = error.diag.context or ""
-    if isinstance(error, errors.LockNotAvailable):
-        return bool(_AT_A_ROW.search(context))
-    if isinstance(error, errors.ProgramLimitExceeded):
+    # A lock of the whole table looks the same; sent apart, everything waits its turn all the same.
+    if isinstance(error, (errors.LockNotAvailable, errors.ProgramLimitExceeded)):
         return True
     if isinstance(error, psycopg.OperationalError) and not (error.sqlstate or "").startswith(_OF_FUNCTIONS):
         return False
     return isinstance(error, (psycopg.IntegrityError, psycopg.DataError)) or bool(_IN_USERS_FUNCTION.search(context))
+
+
+def for_good(error: psycopg.Error) -> bool:
+    """Whether the row will be refused again: trying once more soon is in vain. Who holds its lock may let it go."""
+    return by_a_row(error) and not isinstance(error, errors.LockNotAvailable)
 
 
 def explained(error: psycopg.Error) -> Exception:

@@ -350,6 +350,9 @@ select pg_backend_pid() = $1::integer,
                  || set_config('tcp_keepalives_count', '3', false) || set_config('tcp_user_timeout', '90s', false)
                  || case when current_setting('lock_timeout') = '0' then set_config('lock_timeout', $2, false) else '' end end;
 
+-- name: brief_locks
+select set_config('lock_timeout', '100ms', true);
+
 -- name: notify
 select pg_notify($1, '');
 

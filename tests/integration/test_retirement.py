@@ -133,10 +133,18 @@ def test_a_row_that_users_hold_stops_nothing_else(database_url: str) -> None:
     rows(database_url, ROWS)
     rows(database_url, "create table invoice (job uuid references job_queue)")
     rows(database_url, "insert into invoice select id from job_queue where task_id = 'completed-800'")
-    assert retire(database_url, "7 days", "30 days", "1 day") == 4
+    assert retire(database_url, "7 days", "30 days", "1 day") == 4 + 4, "four deleted, four results emptied"
     assert "completed-800" in left(database_url)
     assert one(database_url, "select looked_at > now() - interval '1 minute' from jobqueue.retirement"), "it goes on behind that"
     rows(database_url, "drop table invoice")
+    assert retire(database_url, "7 days", "30 days", "1 day") == 1
+
+
+def test_a_row_that_somebody_has_locked_is_left_for_the_next_walk(database_url: str) -> None:
+    rows(database_url, ROWS)
+    with psycopg.connect(database_url) as somebody:
+        somebody.execute("select from job_queue where task_id = 'completed-800' for update")
+        assert retire(database_url, "7 days", "30 days", "1 day") == 4
     assert retire(database_url, "7 days", "30 days", "1 day") == 1 + 3
 
 

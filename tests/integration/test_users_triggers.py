@@ -168,6 +168,37 @@ def test_a_row_that_somebody_has_locked_holds_up_nobody(app: Celery, database_ur
     assert job(database_url)["total_starts"] == 1
 
 
+def test_a_result_for_a_row_that_somebody_has_locked_is_stored_when_it_can_be(
+        make_client: Callable[..., Celery], database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    worker = start_worker("-c", "1", app="tests.support.tuned_app", TEST_OPTIONS=json.dumps({"timeout": 1.5}))
+    result = make_client().tasks["t.wait"].apply_async((str(tmp_path / "go"),), task_id="unlucky")
+    wait_until(lambda: job(database_url)["status"] == "processing", "it runs")
+    with psycopg.connect(database_url) as somebody:
+        somebody.execute("select from job_queue where task_id = 'unlucky' for update")
+        (tmp_path / "go.go").touch()
+        wait_until(lambda: "PostgreSQL refuses the queue's work (LockNotAvailable" in worker.text, "its process waits")
+    assert result.get(timeout=20) == "went"
+    assert job(database_url)["total_starts"] == 1
+
+
+def test_who_leaves_beside_a_locked_row_settles_the_others(app: Celery, database_url: str, start_worker: Start,
+                                                           tmp_path: Path) -> None:
+    worker = start_worker("-c", "2", app="tests.support.tuned_app", TEST_OPTIONS=json.dumps({"timeout": 1.5}))
+    app.tasks["t.wait"].apply_async((str(tmp_path / "a"),), task_id="unlucky")
+    app.tasks["t.wait"].apply_async((str(tmp_path / "b"),), task_id="lucky")
+    running = "select count(*) from job_queue where status = 'processing'"
+    wait_until(lambda: one(database_url, running) == 2, "both run")
+    with psycopg.connect(database_url) as somebody:
+        somebody.execute("select from job_queue where task_id = 'unlucky' for update")
+        worker.process.terminate()
+        wait_until(lambda: "Warm shutdown" in worker.text, "it is leaving")
+        for name in ("a", "b"):
+            (tmp_path / f"{name}.go").touch()
+        worker.process.wait(30)
+        assert one(database_url, "select status from job_queue where task_id = 'lucky'") == "completed"
+    assert not rows(database_url, "select id from jobqueue.worker")
+
+
 def test_a_start_that_cannot_be_taken_back_ends_no_worker(app: Celery, database_url: str, start_worker: Start,
                                                           tmp_path: Path) -> None:
     """A quick task's job is started by its claim, and revoked meanwhile; the statement that takes the start back is refused."""

@@ -384,8 +384,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     _timer_at = 0.0
 
-    # -- management ---------------------------------------------------------------------------------------------------
-
     def get_manager(self, *args: Any, **kwargs: Any) -> virtual.Management:
         """For `celery list bindings`."""
         return Management(self)

@@ -29,6 +29,9 @@ _NO_SCHEMA = (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedC
 #: A line of an error's context that names a function of users, whatever its language ("PL/pgSQL function public.veto() line 1 at
 #: RAISE", "PL/Python function \"veto\"") and the server's. Ours are in the schema jobqueue.
 _IN_USERS_FUNCTION = re.compile(r"^PL/(?!.*\bjobqueue\.)", re.MULTILINE)
+#: One that names the row whose lock could not be had. A lock of the whole table has none, nor has who stands second in line for
+#: a row: both are waited out.
+_AT_A_ROW = re.compile(r"^while .*\btuple\b", re.MULTILINE)
 #: Classes of errors that psycopg counts as the server's, and that a function may raise just as well: a limit of the program, an
 #: object that is not ready (currval() of an untouched sequence), a trigger that changes what it must not, a function's own.
 _OF_FUNCTIONS = ("54", "55", "27", "38", "39")
@@ -79,8 +82,9 @@ def by_a_row(error: psycopg.Error) -> bool:
     its lock, or because it is too large for an index of theirs.
     """
     context = error.diag.context or ""
-    # A lock of the whole table looks the same; sent apart, everything waits its turn all the same.
-    if isinstance(error, (errors.LockNotAvailable, errors.ProgramLimitExceeded)):
+    if isinstance(error, errors.LockNotAvailable):
+        return bool(_AT_A_ROW.search(context))
+    if isinstance(error, errors.ProgramLimitExceeded):
         return True
     if isinstance(error, psycopg.OperationalError) and not (error.sqlstate or "").startswith(_OF_FUNCTIONS):
         return False

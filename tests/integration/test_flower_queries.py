@@ -129,7 +129,7 @@ def test_a_locked_table_ends_in_an_error_and_nothing_stays_behind(database_url: 
         assert isinstance(result, tuple)
         errors, waiting = result
         assert [getattr(error, "status_code", error) for error in errors] == [503] * 8
-        assert "statement timeout" in str(errors[0])
+        assert "lock timeout" in str(errors[0])
         assert waiting == 1
         assert one(database_url, "select count(*) from pg_stat_activity where datname = current_database()") == 2  # this and ours
     assert asyncio.run(queues(database_url, "celery"))["celery"]["messages"] == 0

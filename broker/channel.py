@@ -24,6 +24,7 @@ from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
+from celery_jobqueue.broker.trouble import first_line
 
 __all__ = ["Channel", "Delivered"]
 
@@ -282,7 +283,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             if not transport.session.connected:
                 transport.settlements.release(Lease.of(job))
                 raise
-            logger.warning("job %s does not run, and counts as started: %s", job["id"], str(error).partition("\n")[0],
+            logger.warning("job %s does not run, and counts as started: %s", job["id"], first_line(error),
                            extra=Lease.of(job).about)
             return
         if rows[0][0] is not None:

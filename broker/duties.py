@@ -10,7 +10,7 @@ from time import monotonic
 import psycopg
 
 from celery_jobqueue.broker.claims import Claims, text_array
-from celery_jobqueue.broker.expiry import Expiries
+from celery_jobqueue.broker.expiry import Expiries, interval
 from celery_jobqueue.broker.identity import Holder, identity
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.session import Call, Row, Session
@@ -24,8 +24,8 @@ __all__ = ["Duties", "Plan", "ignore"]
 _COUNT, _LATE = 2.0, 120.0
 #: Seconds that the clean-up may come early, to share a batch with others.
 _COMPANY = 0.5
-#: So many jobs deleted by one step of the clean-up mean that more lie there, and the next step comes after so many seconds. The
-#: server lets nobody step sooner than two seconds after the last, whoever that was.
+#: So many jobs deleted or emptied by one step of the clean-up mean that more lie there, and the next step comes after so many
+#: seconds. The server lets nobody step sooner than two seconds after the last, whoever that was.
 _MANY, _SOON = 300, 2.0 + _COMPANY
 
 
@@ -122,14 +122,14 @@ class Duties:
             self.plan_registration(plan, now)
             if now >= self.rescue_at:
                 self.rescue_at = now + options.rescue
-                plan.add((statement("rescue"), (identity().id, _interval(options.grace))), self._take_lost)
+                plan.add((statement("rescue"), (identity().id, interval(options.grace))), self._take_lost)
             if now >= self._count_at:
                 self._count_at = now + _COUNT if now < self._count_until else inf
                 plan.add((statement("owned"), (identity().id,)), self._take_owned)
             if not self.starts_on_delivery and now >= self.retire_at - _COMPANY:
                 self.retire_at = now + options.retire
                 plan.lazy = True
-                plan.add((statement("retire"), tuple(map(_interval, (
+                plan.add((statement("retire"), tuple(map(interval, (
                     options.keep_completed, options.keep_failed, *self.expiries)))), self._take_retired)
         if self._transient and now >= self.touch_at:
             self.touch_at = now + options.touch
@@ -198,10 +198,6 @@ class Duties:
         # Found free once, a lock is looked at again when its time is over, not up to an interval later.
         if next_death is not None:
             self.rescue_at = min(self.rescue_at, monotonic() + max(0.0, float(next_death)) + 0.01)
-
-
-def _interval(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{seconds} seconds"
 
 
 def _nothing_to_restore(_queue: str) -> list[Call]:

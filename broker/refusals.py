@@ -1,4 +1,4 @@
-"""What PostgreSQL refuses because of one row: a trigger or constraint of the user's own that raises.
+"""What PostgreSQL refuses because of one row: a trigger, constraint or index of the user's own, or somebody's lock.
 
 The batch is rolled back with everything in it. So what it carried is sent once more, each thing alone: all others get through,
 and what is refused again is known by its job. It is kept aside, nothing of it lost, and tried again after a while.

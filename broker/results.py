@@ -25,7 +25,7 @@ from celery_jobqueue.broker.chords import ChordBackend
 from celery_jobqueue.broker.claims import channel_of, text_array
 from celery_jobqueue.broker.collector import refuse_dead_wait
 from celery_jobqueue.broker.context import lease_of
-from celery_jobqueue.broker.expiry import Expiries
+from celery_jobqueue.broker.expiry import Expiries, interval
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.pooling import changes_hands, prepares
 from celery_jobqueue.broker.register import SCHEMES
@@ -345,8 +345,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
 
     def cleanup(self) -> None:
         """Empty results, failures and chords past their time; the jobs' rows stay."""
-        expiries = Expiries.of(self.app.conf)
-        self._run("expire_results", tuple(None if seconds is None else f"{seconds} seconds" for seconds in expiries))
+        self._run("expire_results", tuple(map(interval, Expiries.of(self.app.conf))))
 
 
 def _broker_databases(conf: Any) -> set[str]:

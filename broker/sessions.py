@@ -77,18 +77,19 @@ def lending(conninfo: str, session: Any) -> Iterator[None]:
 
 def still_held(settings: Settings, lease: Lease) -> bool:
     """Whether the job is still this lease's to finish. True when the database does not answer."""
-    try:
-        return session_for(settings).run((statement("still_held"), (lease.id, lease.token)))[0][0][0] == "t"
-    except (psycopg.Error, OSError):
-        return True
+    return _answer(settings, (statement("still_held"), (lease.id, lease.token)), unknown=True)
 
 
 def finished(settings: Settings, lease: Lease) -> bool:
     """Whether this lease has completed its job. False when the database does not answer."""
+    return _answer(settings, (statement("finished"), (lease.id, lease.token)), unknown=False)
+
+
+def _answer(settings: Settings, question: Call, unknown: bool) -> bool:
     try:
-        return session_for(settings).run((statement("finished"), (lease.id, lease.token)))[0][0][0] == "t"
+        return session_for(settings).run(question)[0][0][0] == "t"
     except (psycopg.Error, OSError):
-        return False
+        return unknown
 
 
 def warn_if_lost(settings: Settings, lease: Lease) -> None:

@@ -16,7 +16,7 @@ from psycopg import errors
 
 from celery_jobqueue.db.errors import SchemaError
 
-__all__ = ["Trouble", "by_a_row", "explained", "for_good", "warn"]
+__all__ = ["Trouble", "by_a_row", "explained", "first_line", "for_good", "warn"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Trouble:
 def warn(error: Exception, when: str) -> None:
     """Say in the log that something waits for the server. when: how it is tried again."""
     logger.warning("PostgreSQL refuses the queue's work (%s: %s). Nothing is lost; it is tried again %s",
-                   type(error).__name__, _first_line(error), when)
+                   type(error).__name__, first_line(error), when)
 
 
 def by_a_row(error: psycopg.Error) -> bool:
@@ -99,10 +99,11 @@ def for_good(error: psycopg.Error) -> bool:
 def explained(error: psycopg.Error) -> Exception:
     """The error in our words where we know better."""
     if isinstance(error, _NO_SCHEMA):
-        return SchemaError(f"the job queue's schema is missing, or is not the one that this code knows ({_first_line(error)}): "
+        return SchemaError(f"the job queue's schema is missing, or is not the one that this code knows ({first_line(error)}): "
                            "run `jobqueue migrate`, or upgrade celery-jobqueue")
     return error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What the server said, without the details and the context that follow."""
     return str(error).partition("\n")[0]

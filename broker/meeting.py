@@ -11,7 +11,7 @@ from celery_jobqueue.broker.session import Session
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.db.errors import SchemaError
-from celery_jobqueue.db.migrate import OLDEST_SERVER, newest
+from celery_jobqueue.db.migrate import check_server, newest
 from celery_jobqueue.db.url import masked
 
 __all__ = ["meet"]
@@ -28,9 +28,7 @@ def meet(session: Session, settings: Settings) -> Settings:
     """
     session.connect()
     where = masked(settings.url)
-    if session.server_version < OLDEST_SERVER * 10_000:
-        raise SchemaError(
-            f"PostgreSQL {session.server_version // 10_000} in {where} is too old: this needs {OLDEST_SERVER} or newer")
+    check_server(session.server_version, session.server_encoding, where)
     if session.read_only:
         raise psycopg.OperationalError(
             f"{where} takes no writes, as a standby does: promote it, or let the URL name all hosts (…@host1,host2/…); the one "

@@ -104,6 +104,12 @@ class Session:
         """PostgreSQL's number: 180006 is 18.6. Raises psycopg.OperationalError when there is no connection."""
         return self._pgconn().server_version
 
+    @property
+    def server_encoding(self) -> str | None:
+        """The database's encoding; None where a pooler does not tell. Raises as server_version does."""
+        said = self._pgconn().parameter_status(b"server_encoding")
+        return None if said is None else said.decode()
+
     def connect(self) -> None:
         """Open the connection unless it is open. Raises psycopg.OperationalError when the server cannot be reached."""
         with self._lock:

@@ -20,7 +20,8 @@ import psycopg
 from celery_jobqueue.db.errors import SchemaError
 from celery_jobqueue.db.url import libpq_dsn
 
-__all__ = ["LINES", "OLDEST_SERVER", "Migration", "Status", "bundle", "migrate", "migrations", "newest", "status"]
+__all__ = ["LINES", "OLDEST_SERVER", "Migration", "Status", "bundle", "check_server", "migrate", "migrations", "newest",
+           "status"]
 
 LINES = ("queue", "certificates")
 OLDEST_SERVER = 14
@@ -88,13 +89,12 @@ def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("qu
     """Bring the lines up to date in one transaction; returns what was applied, nothing when all was there.
 
     `notice` is called with what the migrations have to say, such as a role that could not be created.
-    Raises SchemaError when the server is too old, when an applied file was edited since, or when the database is newer
-    than this code; psycopg.Error when the server refuses.
+    Raises SchemaError when the server is too old, when the database's encoding is not UTF8, when an applied file was edited
+    since, or when the database is newer than this code; psycopg.Error when the server refuses.
     """
     applied: list[Migration] = []
     with _connection(database) as conn, _notices(conn, notice), conn.transaction(), conn.cursor() as cursor:
-        if conn.info.server_version < OLDEST_SERVER * 10000:
-            raise SchemaError(f"PostgreSQL {conn.info.server_version // 10000} is too old: this needs {OLDEST_SERVER} or newer")
+        check_server(conn.info.server_version, conn.info.parameter_status("server_encoding"))
         for statement in _prologue():
             cursor.execute(statement)
         for line in lines:
@@ -107,6 +107,21 @@ def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("qu
                                (line, migration.version, migration.name, migration.sha256))
                 applied.append(migration)
     return applied
+
+
+def check_server(version: int, encoding: str | None, where: str = "") -> None:
+    """Raise SchemaError when the queue cannot live there.
+
+    version: PostgreSQL's number, 180006 is 18.6. encoding: of the database; None where a pooler does not tell. where: for the
+    message, the database's URL without its password.
+    """
+    place = f" in {where}" if where else ""
+    if version < OLDEST_SERVER * 10_000:
+        raise SchemaError(f"PostgreSQL {version // 10_000}{place} is too old: this needs {OLDEST_SERVER} or newer")
+    if encoding not in ("UTF8", None):  # SQL_ASCII takes any bytes for text, LATIN1 has no place for most characters
+        raise SchemaError(
+            f"the encoding of the database{place} is {encoding}, and jobs are UTF-8: put the job queue into a database made with "
+            "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 (where its locale does not fit: LOCALE 'C' too)")
 
 
 def status(database: str | psycopg.Connection[Any]) -> list[Status]:
@@ -183,7 +198,8 @@ def _compare(line: str, wanted: Sequence[Migration], done: Sequence[tuple[int, s
 def _connection(database: str | psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
     if isinstance(database, str):
         # prepare_threshold=None: migrations also pass through poolers in transaction mode.
-        with psycopg.connect(libpq_dsn(database), prepare_threshold=None, connect_timeout=10) as conn:
+        with psycopg.connect(libpq_dsn(database), prepare_threshold=None, connect_timeout=10,
+                             client_encoding="UTF8") as conn:  # whatever the role or PGCLIENTENCODING say
             yield conn
     else:
         yield database

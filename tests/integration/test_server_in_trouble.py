@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -14,11 +15,11 @@ import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from celery_jobqueue.broker import enqueue_many, jobs_in, meeting
+from celery_jobqueue.broker import enqueue_many, jobs_in
 from celery_jobqueue.db import migrate
 from celery_jobqueue.db.errors import SchemaError
 from tests.support.app import make_app
-from tests.support.database import one, rows
+from tests.support.database import fresh_database, one, rows, sibling
 from tests.support.disk import Disk, small_disk
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker, worker
@@ -193,9 +194,36 @@ def test_a_schema_that_vanishes_under_a_worker_stops_it_with_the_remedy(app: Cel
 
 
 def test_a_server_that_is_too_old_is_named(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(migrate, "OLDEST_SERVER", 99)
     with pytest.raises(SchemaError, match=r"PostgreSQL \d+ in .* is too old: this needs 99 or newer"):
         app.tasks["t.add"].delay(1, 1)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_is_not_utf_8_is_named_with_the_remedy(encoding: str, server: str, tmp_path: Path) -> None:
+    """Whoever comes first: the migration, a publisher, a worker. The remedy works."""
+    named = rf"encoding of the database.* is {encoding}, .* CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+    with fresh_database(server, encoding=encoding) as url:
+        with pytest.raises(SchemaError, match=named):
+            migrate.migrate(url)
+        assert one(url, "select to_regnamespace('jobqueue') is null")
+        with closing(make_app(url)) as app, pytest.raises(SchemaError, match=named):
+            app.tasks["t.add"].delay(1, 1)
+        with worker(url, tmp_path, "tests.support.app", ready=False) as running:
+            assert running.process.wait(30) != 0
+            assert re.search(f"Unrecoverable error: SchemaError.*{named}", running.text)
+        name = urlsplit(url).path[1:] + "_anew"
+        rows(server, f"create database {name} encoding 'UTF8' template template0 locale 'C'")
+        try:
+            assert migrate.migrate(sibling(url, name))
+        finally:
+            rows(server, f"drop database {name}")
+
+
+def test_a_role_with_another_client_encoding_migrates(empty_database_url: str) -> None:
+    """Comments of the schema hold characters that LATIN1 has not."""
+    set_for_database(empty_database_url, "client_encoding", "LATIN1")
+    assert migrate.migrate(empty_database_url)
 
 
 def test_a_server_that_takes_no_writes_says_so(app: Celery, database_url: str, start_worker: Start) -> None:

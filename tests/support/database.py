@@ -18,13 +18,15 @@ def sibling(url: str, database: str) -> str:
 
 
 @contextmanager
-def fresh_database(server: str, template: str | None = None) -> Iterator[str]:
-    """URL of a new database, dropped afterwards whoever is still connected."""
+def fresh_database(server: str, template: str | None = None, encoding: str = "UTF8") -> Iterator[str]:
+    """URL of a new database, dropped afterwards whoever is still connected. encoding: only without a template."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as conn:
         statement = sql.SQL("create database {}").format(sql.Identifier(name))
         if template:
             statement += sql.SQL(" template {}").format(sql.Identifier(template))
+        elif encoding != "UTF8":
+            statement += sql.SQL(" template template0 locale 'C' encoding {}").format(sql.Literal(encoding))
         conn.execute(statement)
     try:
         yield sibling(server, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import md5
 from time import monotonic
 from typing import Any
@@ -15,12 +16,14 @@ from celery_jobqueue.broker.sql import statement
 __all__ = ["PASSED_OVER", "Claims", "Door", "Places", "channel_of", "text_array"]
 
 _PRIORITIES = range(1, 11)
-_START = ("-infinity", "00000000-0000-0000-0000-000000000000")
 #: A worker that has just run dry looks again after this many seconds, then after twice as long, and so on: whoever
 #: published before it counted as idle sent no wake-up.
 _FIRST_POLL = 0.003
 #: Cursors are dropped this often (seconds), for rows that became visible behind them: late commits, rows given back.
 _REWIND_EVERY = 1.0
+#: A worker that finds more than it has places for leaves out, for so many seconds, the levels that it has just seen empty above
+#: those jobs: 50 queues are 500 levels, of which a claim went through 200 before it came to the first job.
+_SEEN_EMPTY = 0.05
 #: But so late when the database refuses the claim of a row: its turn comes again then.
 PASSED_OVER = 10.0
 
@@ -68,6 +71,9 @@ class _Cursor:
     id: str
 
 
+_START = _Cursor("-infinity", "00000000-0000-0000-0000-000000000000")
+
+
 class Claims:
     """The claiming side of one consuming connection.
 
@@ -86,7 +92,9 @@ class Claims:
         self._interval = _FIRST_POLL
         self._full = 0
         self._turn = 0
-        self._order: Sequence[str] = ()
+        self._asked: Sequence[tuple[str, int]] = ()
+        self._empty: frozenset[tuple[str, int]] = frozenset()
+        self._empty_until = 0.0
         self._passed: dict[tuple[str, int], tuple[_Cursor, float]] = {}
 
     def add(self, queue: str) -> None:
@@ -105,6 +113,7 @@ class Claims:
         self._rewind(queue)
         self._poll_at = 0.0
         self._interval = _FIRST_POLL
+        self._empty_until = 0.0
 
     def _rewind(self, queue: str | None = None) -> None:
         now = monotonic()
@@ -133,26 +142,28 @@ class Claims:
             self._rewind_at = now + _REWIND_EVERY
         # Fair between queues of the same priority: another one is first each time.
         self._turn = (self._turn + 1) % max(1, len(queues))
-        self._order = turn = [*queues[self._turn:], *queues[:self._turn]]
+        if now >= self._empty_until:
+            self._empty = frozenset()
+        turn = [*queues[self._turn:], *queues[:self._turn]]
+        self._asked = [level for priority in _PRIORITIES for queue in turn if (level := (queue, priority)) not in self._empty]
         calls: list[Call] = [(statement("claim"), (
-            self.owner, str(places.limit), *self._levels(turn),
+            self.owner, str(places.limit), *self._levels(),
             places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
         ))]
         if not self._full:
             calls.append((statement("next_due"), (text_array(queues),)))
         return calls
 
-    def _levels(self, queues: Sequence[str]) -> tuple[str, str, str, str]:
-        levels = [(queue, priority) for priority in _PRIORITIES for queue in queues]
-        cursors = [self._cursors.get(level) for level in levels]
-        return (text_array(queue for queue, _ in levels),
-                "{" + ",".join(str(priority) for _, priority in levels) + "}",
-                text_array(cursor.run_at if cursor else _START[0] for cursor in cursors),
-                text_array(cursor.id if cursor else _START[1] for cursor in cursors))
+    def _levels(self) -> tuple[str, str, str, str]:
+        cursors = [self._cursors.get(level, _START) for level in self._asked]
+        return (text_array(queue for queue, _ in self._asked),
+                "{" + ",".join(str(priority) for _, priority in self._asked) + "}",
+                text_array(cursor.run_at for cursor in cursors),
+                text_array(cursor.id for cursor in cursors))
 
     def first_in_line(self) -> Call:
         """Which job the last claim would have taken if it was of one, when that was refused."""
-        return statement("first_in_line"), self._levels(self._order)
+        return statement("first_in_line"), self._levels()
 
     def pass_over(self, row: Row) -> None:
         """Claim what stands behind this job, for a while."""
@@ -175,10 +186,12 @@ class Claims:
             self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
         if len(rows) >= limit:
             self._full += 1
+            self._leave_out(rows, now)
             self._poll_at, self._interval = now, _FIRST_POLL
             self.idle = self.idle and self._full < 3
             return
         self._full = 0
+        self._empty_until = 0.0
         if rows:
             self._interval = _FIRST_POLL
         else:
@@ -189,11 +202,23 @@ class Claims:
             wait = min(wait, max(0.0, float(due[0][0])) + 0.001)
         self._poll_at = now + wait
 
+    def _leave_out(self, rows: list[Row], now: float) -> None:
+        if now < self._empty_until:
+            return
+        found = {(row[2], int(row[3] or 0)) for row in rows}
+        last = max(priority for _, priority in found)  # of that priority the claim need not have gone through every queue
+        self._empty = frozenset(level for level in self._asked if level[1] < last and level not in found)
+        self._empty_until = now + _SEEN_EMPTY
+
 
 def text_array(values: Iterable[str]) -> str:
     """A PostgreSQL text[] literal."""
-    quoted = ('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values)
-    return "{" + ",".join(quoted) + "}"
+    return "{" + ",".join(map(_quoted, values)) + "}"
+
+
+@lru_cache(maxsize=4096)
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def channel_of(name: str) -> str:

@@ -242,6 +242,43 @@ def test_queues_of_the_same_priority_take_turns(session: Session, database_url: 
     assert all(first != second for first, second in pairwise(served))
 
 
+def asked(claims: Claims, now: float) -> set[tuple[str, int]]:
+    """The levels that the next look goes through."""
+    _, parameters = claims.calls(Places(2), claims.queues, now)[0]
+    queues, priorities = (str(array).strip("{}").replace('"', "").split(",") for array in parameters[2:4])
+    return set(zip(queues, map(int, priorities), strict=True))
+
+
+def test_a_busy_worker_leaves_out_for_a_moment_what_it_saw_empty(session: Session, database_url: str) -> None:
+    for number in range(9):
+        put(database_url, f"a{number}", 60, "a")
+        put(database_url, f"b{number}", 60, "b", 7)
+    put(database_url, "urgent", 60, "b", 2)
+    claims = claims_of("a", "b")
+    everything = {(queue, priority) for queue in "ab" for priority in range(1, 11)}
+    assert asked(claims, 10.0) == everything
+    assert look(claims, session, 2, 10.0) == ["urgent", "a0"]
+    # Nothing is known of b's jobs of priority 5: there was no place left when their turn came.
+    assert asked(claims, 10.01) == everything - {("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 3), ("a", 4), ("b", 4)}
+    put(database_url, "urgent, a moment later", 1, "a", 1)
+    assert look(claims, session, 1, 10.02) == ["a1"]
+    assert look(claims, session, 1, 10.06) == ["urgent, a moment later"]
+
+
+def test_who_is_told_or_finds_too_little_looks_everywhere(session: Session, database_url: str) -> None:
+    for number in range(6):
+        put(database_url, f"job{number}", 60 - number)
+    claims = claims_of("a")
+    assert look(claims, session, 2, 10.0) == ["job0", "job1"]
+    assert len(asked(claims, 10.01)) == 6
+    claims.wake("a")
+    assert len(asked(claims, 10.01)) == 10
+    assert look(claims, session, 2, 10.01) == ["job2", "job3"]
+    assert look(claims, session, 5, 10.02) == ["job4", "job5"]
+    put(database_url, "urgent", 1, priority=1)
+    assert look(claims, session, 5, 10.03) == ["urgent"]
+
+
 def test_jobs_for_later_are_left_and_announced(session: Session, database_url: str) -> None:
     put(database_url, "later", -1)
     claims = claims_of("a")

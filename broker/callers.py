@@ -15,7 +15,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo, TransactionStatus
 from psycopg.rows import tuple_row
 
-from celery_jobqueue.broker.session import Call, Row, rows_of
+from celery_jobqueue.broker.session import Call, Row
+from celery_jobqueue.broker.wire import rows_of
 from celery_jobqueue.db.errors import TransactionError
 
 __all__ = ["AsyncCaller", "Caller", "borrow", "borrow_async", "is_async", "plainly_the_same"]

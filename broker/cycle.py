@@ -22,7 +22,7 @@ from celery_jobqueue.broker.messages import decode_job, decode_transient
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.outbox import Outbox
 from celery_jobqueue.broker.refusals import Refusals
-from celery_jobqueue.broker.session import Row, Session
+from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.trouble import Trouble, by_a_row, explained
@@ -275,6 +275,17 @@ class Cycle:
         except psycopg.Error as error:
             if not self.bears(error):
                 raise explained(error) from error
+
+    def run(self, *calls: Call) -> list[list[Row]]:
+        """A transaction of its own, waited for. Raises psycopg.Error, and what `explained` makes of it."""
+        if self.session.busy:
+            self.finish()
+        try:
+            return self.session.run(*calls)
+        except psycopg.Error as error:
+            if not self.session.connected:
+                self.lost_connection()
+            raise explained(error) from error
 
     def turn(self) -> None:
         """As `exchange`, but what passes by itself is waited out."""

@@ -10,6 +10,7 @@ from celery_jobqueue.broker.pooling import changes_hands
 from celery_jobqueue.broker.session import Session
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.trouble import explained
 from celery_jobqueue.db.errors import SchemaError
 from celery_jobqueue.db.migrate import check_server, newest
 from celery_jobqueue.db.url import masked
@@ -24,7 +25,8 @@ _told_of_newer: set[str] = set()
 def meet(session: Session, settings: Settings) -> Settings:
     """Connect and see that jobs can live there. Returns the settings that hold behind what was found.
 
-    Raises psycopg.OperationalError when trying again may help (no server, a standby), SchemaError when it will not.
+    Raises psycopg.OperationalError when trying again may help (no server, a standby), SchemaError and
+    ConfigurationError when it will not.
     """
     session.connect()
     where = masked(settings.url)
@@ -45,6 +47,8 @@ def _check_schema(session: Session, where: str) -> None:
         [rows] = session.run((statement("schema_version"), ()))
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         rows = [(None,)]
+    except psycopg.ProgrammingError as error:
+        raise explained(error) from error
     have, need = int(rows[0][0] or 0), newest("queue")
     if have < need:
         what = "is missing" if not have else f"is version {have}, this code needs {need}"

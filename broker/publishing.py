@@ -19,7 +19,6 @@ from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.settlements import Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Destination, send_call
-from celery_jobqueue.broker.trouble import explained
 from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["Outgoing", "PublishBatch", "arrays", "send", "send_safely"]
@@ -102,14 +101,12 @@ def arrays(rows: Iterable[str]) -> Iterator[str]:
 def send(transport: Any, calls: list[Call]) -> list[list[Row]]:
     """Store what is published in one transaction; when this returns, jobs are on disk.
 
-    Raises InvalidJob, SchemaError, psycopg.Error.
+    Raises InvalidJob, SchemaError, ConfigurationError, psycopg.Error.
     """
     try:
         answers: list[list[Row]] = transport.run(*calls) if calls else []
     except psycopg.DataError as error:
         raise InvalidJob(f"PostgreSQL refused the job: {str(error).splitlines()[0]}") from error
-    except psycopg.ProgrammingError as error:
-        raise explained(error) from error
     for (stmt, params), rows in zip(calls, answers, strict=True):
         if stmt.name == "rearm" and rows[0][0] != "t":
             # The lease was lost: the job is somebody else's now, and a stale owner changes nothing. (Or this is the second

@@ -8,6 +8,7 @@ event loop claims and settles jobs without ever blocking. One code path serves b
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import select
 import threading
@@ -24,10 +25,13 @@ from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from celery_jobqueue.broker.sql import Statement, statement
+from celery_jobqueue.broker.trouble import LOST_STATEMENTS, healed_anew
+from celery_jobqueue.broker.wire import Row, encoded, rows_of
 
-__all__ = ["Call", "Row", "Session", "rows_of"]
+__all__ = ["Call", "Row", "Session"]
 
-Row: TypeAlias = tuple[str | None, ...]
+logger = logging.getLogger(__name__)
+
 #: A statement with its parameters as text (bytes for bytea), None for null.
 Call: TypeAlias = tuple[Statement, Sequence[str | bytes | None]]
 Done: TypeAlias = Callable[[list[list[Row]]], None]
@@ -36,6 +40,8 @@ _BEGIN, _COMMIT, _ROLLBACK = (Statement("", text) for text in (b"begin", b"commi
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 # Sessions inherited through fork: kept referenced, so that nobody ever closes the parent's socket from the child.
 _inherited: list[object] = []
+# Connection strings behind which prepared statements were lost: this process prepares none there any more.
+_unprepared: set[str] = set()
 # For the end of the process: a client that publishes and exits shall not leave open connections to be warned about.
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -47,9 +53,11 @@ class _Batch:
         self.deadline = deadline  # in monotonic seconds
         self.steps = deque(steps)  # None: the answer to a prepare, which nobody waits for
         self.preparing: deque[str] = deque()
+        self.prepares: set[str] = set()  # names that were not prepared before it
         self.done = done
         self.answers: list[list[Row]] = []
         self.error: psycopg.Error | None = None
+        self.failed: Statement | None = None
 
 
 class Session:
@@ -80,6 +88,7 @@ class Session:
         self._lock = threading.RLock()
         self.in_transaction = False
         self._begun = False
+        self._since = 0.0  # when the connection was made, in monotonic seconds
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -126,7 +135,7 @@ class Session:
                 **(_one_that_writes(self.conninfo) if self._writes else {}),
             )
             self._conn.pgconn.nonblocking = 1
-            self._pid = os.getpid()
+            self._pid, self._since = os.getpid(), monotonic()
             _sessions.add(self)
             self._meet()
 
@@ -147,7 +156,7 @@ class Session:
 
     def allow_prepare(self, prepare: bool) -> None:
         """Whether named prepared statements may be used on this connection."""
-        self._prepare = prepare
+        self._prepare = prepare and self.conninfo not in _unprepared
 
     def close(self) -> None:
         """Close the connection; harmless when it is dead, closed, or belongs to another process."""
@@ -230,12 +239,12 @@ class Session:
             assert self._batch is None, "one batch at a time"
             batch = _Batch([], done, monotonic() + self.timeout)
             # All parameters are checked before anything is sent: half a batch would go out together with the next one.
-            values = [[_encoded(p) if isinstance(p, str) else p for p in params] for _, params in calls]
+            values = [[encoded(p) if isinstance(p, str) else p for p in params] for _, params in calls]
             try:
                 pgconn.enter_pipeline_mode()
-                for (statement, params), encoded in zip(calls, values, strict=True):
+                for (statement, params), texts in zip(calls, values, strict=True):
                     formats = [pq.Format.BINARY if isinstance(p, bytes) else pq.Format.TEXT for p in params]
-                    self._send_one(pgconn, batch, statement, encoded, formats)
+                    self._send_one(pgconn, batch, statement, texts, formats)
                 pgconn.pipeline_sync()
                 self._batch = batch
                 pgconn.flush()
@@ -247,10 +256,11 @@ class Session:
                   formats: list[pq.Format]) -> None:
         if self._prepare and statement.name:
             name = statement.name.encode()
-            if statement.name not in self._prepared and statement.name not in batch.preparing:
+            if statement.name not in self._prepared and statement.name not in batch.prepares:
                 pgconn.send_prepare(name, statement.text)
                 batch.steps.append(None)
                 batch.preparing.append(statement.name)
+                batch.prepares.add(statement.name)
             pgconn.send_query_prepared(name, values, param_formats=formats)
         else:
             pgconn.send_query_params(statement.text, values, param_formats=formats)
@@ -274,14 +284,23 @@ class Session:
                 self._drop()
                 raise
         if finished is not None:
-            if isinstance(finished.error, errors.ReadOnlySqlTransaction):
-                # A primary that became a standby: what is to be written has to be written elsewhere.
-                self.close()
-                raise psycopg.OperationalError(f"the server takes no writes: {finished.error}") from finished.error
             if finished.error is not None:
-                raise finished.error
+                self._refused(finished, finished.error)
             if finished.done is not None:
                 finished.done(finished.answers)
+
+    def _refused(self, batch: _Batch, error: psycopg.Error) -> None:
+        """Always raises: psycopg.OperationalError with the connection closed where another one will do, else the error."""
+        prepared = self._prepare and batch.failed is not None and batch.failed.name not in batch.prepares
+        reason = healed_anew(error, prepared=prepared, age=monotonic() - self._since)
+        if not reason:
+            raise error
+        self.close()
+        if isinstance(error, LOST_STATEMENTS) and self.conninfo not in _unprepared:
+            _unprepared.add(self.conninfo)
+            logger.warning("%s (%s): this process prepares none any more. Is there a pooler in transaction mode? Then set "
+                           "broker_transport_options={'pooled': True}", reason, error)
+        raise psycopg.OperationalError(f"{reason}: {error}") from error
 
     def wants_write(self) -> bool:
         """Whether libpq still holds bytes the kernel would not take; then wait for the socket to be writable too."""
@@ -337,7 +356,7 @@ class Session:
                 else:
                     batch.answers.append(rows_of(result))
             elif status == pq.ExecStatus.FATAL_ERROR and batch.error is None:
-                batch.error = errors.error_from_result(result)
+                batch.error, batch.failed = errors.error_from_result(result), step
                 if pgconn.status != pq.ConnStatus.OK:
                     error = batch.error
                     self._drop()
@@ -373,21 +392,3 @@ def _close_all() -> None:
         # Not through close(): another thread may hold the lock for good.
         if session._conn is not None and session._pid == os.getpid():
             session._conn.close()
-
-
-def _encoded(text: str) -> bytes:
-    if "\0" in text:  # libpq would take the text as ended here
-        raise psycopg.DataError(f"{text[:100]!r} holds a NUL character, which PostgreSQL's text cannot")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise psycopg.DataError(f"{text[:100]!r} holds half a character, which PostgreSQL's text cannot") from error
-
-
-def rows_of(result: pq.abc.PGresult) -> list[Row]:
-    """The rows of a result in text format."""
-    columns = range(result.nfields)
-    return [
-        tuple(None if (value := result.get_value(row, column)) is None else value.decode() for column in columns)
-        for row in range(result.ntuples)
-    ]

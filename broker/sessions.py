@@ -48,12 +48,15 @@ def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0) -> li
     """Run statements that may be repeated: a connection that died while it lay idle is no error.
 
     patience: seconds to go on trying when there is no server. Not repeated inside of a transaction that somebody else ends.
+    Raises psycopg.Error, SchemaError, ConfigurationError.
     """
     session = session_for(settings)
     fresh, deadline, pause = not session.connected, time.monotonic() + patience, _PAUSE
     while True:
         try:
             return session.run(*calls)
+        except psycopg.ProgrammingError as error:
+            raise trouble.explained(error) from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             if session.in_transaction or trouble.for_good(error) or (fresh and time.monotonic() + pause > deadline):
                 raise

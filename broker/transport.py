@@ -160,17 +160,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     default_connection_params: ClassVar[dict[str, Any]] = {}
 
     def run(self, *calls: Call) -> list[list[Row]]:
-        """Send the calls as one transaction and wait for the answers. Raises psycopg.Error."""
+        """Send the calls as one transaction and wait for the answers. Raises psycopg.Error, SchemaError, ConfigurationError."""
         if self._closed:
             raise RecoverableConnectionError("this connection is closed")
-        if self.session.busy:
-            self.cycle_.finish()
-        try:
-            return self.session.run(*calls)
-        except psycopg.OperationalError:
-            if not self.session.connected:
-                self.cycle_.lost_connection()
-            raise
+        return self.cycle_.run(*calls)
 
     # -- delivering ---------------------------------------------------------------------------------------------------
 

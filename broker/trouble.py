@@ -1,7 +1,7 @@
-"""What a server says when it cannot do the work right now: wait and try again on the same connection, never in a busy loop.
+"""What a server says when it does not do the work, and what helps: waiting, another connection, or people.
 
 A full disk, a statement_timeout, a deadlock, a serialization failure: the batch was rolled back and the connection is whole.
-Connecting anew would not help, and Celery does it at once and for ever.
+It is sent again on the same one, after a pause: connecting anew would not help, and Celery does it at once and for ever.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from time import monotonic
 import psycopg
 from psycopg import errors
 
-from celery_jobqueue.db.errors import SchemaError
+from celery_jobqueue.db.errors import ConfigurationError, SchemaError
 
-__all__ = ["Trouble", "by_a_row", "explained", "first_line", "for_good", "warn"]
+__all__ = ["LOST_STATEMENTS", "Trouble", "by_a_row", "explained", "first_line", "for_good", "healed_anew", "warn"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 _FIRST, _LONGEST = 0.05, 5.0
 #: Seconds between two log lines about the same trouble.
 _QUIET = 30.0
+#: Seconds. A connection that is younger was made anew for an internal error already, or may have been: it was not the connection.
+_YOUNG = 60.0
+#: Names of prepared statements that nobody knows any more, or that somebody else has used.
+LOST_STATEMENTS = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 _NO_SCHEMA = (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn, errors.InvalidSchemaName)
 
 #: A line of an error's context that names a function of users, whatever its language ("PL/pgSQL function public.veto() line 1 at
@@ -79,9 +83,11 @@ def warn(error: Exception, when: str) -> None:
 
 def by_a_row(error: psycopg.Error) -> bool:
     """Whether it was a row that the server did not take: because of something that users have put up, because somebody holds
-    its lock, or because it is too large for an index of theirs.
+    its lock, because it is too large for an index of theirs, or because of something in it that PostgreSQL itself stumbles over.
     """
     context = error.diag.context or ""
+    if _is_internal(error):
+        return True
     if isinstance(error, errors.LockNotAvailable):
         return bool(_AT_A_ROW.search(context))
     if isinstance(error, errors.ProgramLimitExceeded):
@@ -96,8 +102,35 @@ def for_good(error: psycopg.Error) -> bool:
     return by_a_row(error) and not isinstance(error, errors.LockNotAvailable)
 
 
+def healed_anew(error: psycopg.Error, *, prepared: bool, age: float) -> str:
+    """What is wrong with the connection that another one would not have; empty when that would not help.
+
+    prepared: an earlier batch has prepared the statement. age: for how many seconds the connection has been open.
+    """
+    if isinstance(error, errors.ReadOnlySqlTransaction):  # a primary that became a standby: others take what is to be written
+        return "the server takes no writes"
+    if _IN_USERS_FUNCTION.search(error.diag.context or ""):
+        return ""
+    if isinstance(error, LOST_STATEMENTS):
+        return "prepared statements get lost between here and PostgreSQL"
+    if isinstance(error, errors.FeatureNotSupported) and prepared:  # "cached plan must not change result type"
+        return "a prepared statement is older than the table or function that it uses"
+    if _is_internal(error) and age > _YOUNG:
+        return "PostgreSQL speaks of an internal error"
+    return ""
+
+
+def _is_internal(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "").startswith("XX")
+
+
 def explained(error: psycopg.Error) -> Exception:
     """The error in our words where we know better."""
+    if isinstance(error, errors.InsufficientPrivilege) and not by_a_row(error):
+        return ConfigurationError(
+            f"{first_line(error)}: the database role that the URL names may not do this. An administrator gives it what it "
+            "needs: `grant jobqueue_worker to` it for workers, `grant jobqueue_publisher to` it for whoever only sends jobs, "
+            "beats and Flower (docs/security.md; db/roles.sql makes these roles)")
     if isinstance(error, _NO_SCHEMA):
         return SchemaError(f"the job queue's schema is missing, or is not the one that this code knows ({first_line(error)}): "
                            "run `jobqueue migrate`, or upgrade celery-jobqueue")

@@ -29,6 +29,7 @@ from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
 from celery_jobqueue.broker.settlements import Failure, Lease, describe
 from celery_jobqueue.broker.stale import refuse_stale
+from celery_jobqueue.broker.trouble import explained
 from celery_jobqueue.db.url import masked
 
 __all__ = ["JobQueueStep", "install"]
@@ -91,7 +92,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
             cycle.register()
         except psycopg.Error as error:
             if not cycle.bears(error):
-                raise
+                raise explained(error) from error
 
     def stop(self, consumer: Any) -> None:
         """The connection is lost or given up."""

@@ -1,0 +1,31 @@
+"""Parameters and rows as they travel: text in UTF-8, and None for null."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import psycopg
+from psycopg import pq
+
+__all__ = ["Row", "encoded", "rows_of"]
+
+Row: TypeAlias = tuple[str | None, ...]
+
+
+def encoded(text: str) -> bytes:
+    """The text as a parameter. Raises psycopg.DataError for what PostgreSQL's text cannot hold."""
+    if "\0" in text:  # libpq would take the text as ended here
+        raise psycopg.DataError(f"{text[:100]!r} holds a NUL character, which PostgreSQL's text cannot")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise psycopg.DataError(f"{text[:100]!r} holds half a character, which PostgreSQL's text cannot") from error
+
+
+def rows_of(result: pq.abc.PGresult) -> list[Row]:
+    """The rows of a result in text format."""
+    columns = range(result.nfields)
+    return [
+        tuple(None if (value := result.get_value(row, column)) is None else value.decode() for column in columns)
+        for row in range(result.ntuples)
+    ]

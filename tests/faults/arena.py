@@ -44,6 +44,8 @@ class Arena:
         self.workers: list[workers.Worker] = []
         #: How many jobs may have been done twice: their task had ended when the harm was done, and nobody else knew.
         self.may_run_twice = 0
+        #: A job's task may begin again, because of the harm. Else no row may know of a second start either.
+        self.may_start_again = True
         #: Running jobs were given back uncounted, so a row may know of fewer starts than its task.
         self.starts_are_given_back = False
         self._stack = ExitStack()

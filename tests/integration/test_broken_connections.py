@@ -112,7 +112,8 @@ def login(database_url: str) -> Any:
     rows(database_url, f"drop role {name}")
 
 
-def test_a_right_that_is_taken_away_is_named_with_the_remedy(login: tuple[str, str], database_url: str, start_worker: Start) -> None:
+def test_a_right_that_is_taken_away_is_named_with_the_remedy(login: tuple[str, str], database_url: str,
+                                                            start_worker: Start) -> None:
     """No waiting and no connection heals that: the worker ends and says what an administrator has to do."""
     role, url = login
     with closing(make_app(url)) as app:

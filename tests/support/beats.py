@@ -53,12 +53,12 @@ class Beat:
 
 @contextmanager
 def beat(url: str, tmp_path: Path, *options: str, scheduler: str = "postgresql", ready: bool = True,
-         **env: Any) -> Iterator[Beat]:
+         app: str = "tests.support.beat_app", **env: Any) -> Iterator[Beat]:
     """A beat of the test application on this database, killed at the end."""
     log = tmp_path / f"beat-{uuid.uuid4().hex[:6]}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tests.support.beat_app", "beat", "-S", scheduler,
+            [sys.executable, "-W", "ignore", "-m", "celery", "-A", app, "beat", "-S", scheduler,
              "-l", "INFO", *options],
             cwd=ROOT, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, "DATABASE_URL": url, **{key: str(value) for key, value in env.items()}})

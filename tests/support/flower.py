@@ -73,7 +73,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def flower(url: str, folder: Path, admin_url: str | None = None, *, events: bool = True) -> Iterator[Flower]:
+def flower(url: str, folder: Path, admin_url: str | None = None, *, events: bool = True, app: str = "tests.support.flower_app",
+           **env: Any) -> Iterator[Flower]:
     """A Flower of the test application, stopped at the end.
 
     admin_url: a URL that may read everything, when Flower's own may not. events: wait until it captures them; False where it
@@ -83,10 +84,10 @@ def flower(url: str, folder: Path, admin_url: str | None = None, *, events: bool
     running = Flower(f"127.0.0.1:{port}", folder / f"flower-{port}.log")
     with running.log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tests.support.flower_app", "flower", "--address=127.0.0.1",
+            [sys.executable, "-W", "ignore", "-m", "celery", "-A", app, "flower", "--address=127.0.0.1",
              f"--port={port}", f"--basic_auth={USER}:{PASSWORD}"],
             cwd=ROOT, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
-            env={**os.environ, "DATABASE_URL": url})
+            env={**os.environ, "DATABASE_URL": url, **{key: str(value) for key, value in env.items()}})
 
     def serves() -> bool:
         assert process.poll() is None, f"Flower ended:\n{running.log.read_text()[-4000:]}"

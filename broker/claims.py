@@ -221,6 +221,7 @@ def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+@lru_cache(maxsize=1024)  # a worker asks for those of its queues with every batch
 def channel_of(name: str) -> str:
     """NOTIFY channel of a queue or reply address, as jobqueue.channel() computes it."""
     return "jq_" + md5(name.encode(), usedforsecurity=False).hexdigest()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -28,7 +28,8 @@ class Folder:
     """
 
     def __init__(self, root: Path, links: str | None = None) -> None:
-        self._root, self._links = root, links.rstrip("/") if links else None
+        self._root, self._links = root.absolute(), links.rstrip("/") if links else None
+        self._uri = self._root.as_uri()
         if self._links:
             if not self._links.startswith(("https://", "http://")):
                 raise ConfigurationError(f"STORAGE_URL: links={links} must begin with https:// or http://")
@@ -46,9 +47,9 @@ class Folder:
         path = self._path(key)
         try:
             _make_folder(path.parent)
-            descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+            part = path.with_name(f".{secrets.token_hex(8)}.part")
             try:
-                with os.fdopen(descriptor, "wb") as file:
+                with part.open("xb") as file:
                     if isinstance(content, Path):
                         with content.open("rb") as source:
                             shutil.copyfileobj(source, file, 1 << 20)
@@ -56,11 +57,11 @@ class Folder:
                         file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                Path(name).chmod(0o644)
-                Path(name).replace(path)
+                part.chmod(0o644)  # whatever the umask
+                part.replace(path)
                 _sync(path.parent)
             except BaseException:
-                Path(name).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise StorageError(f"{path} could not be written: {error}") from error
@@ -82,7 +83,7 @@ class Folder:
 
     def location(self, key: str) -> str:
         """See Storage."""
-        return self._path(key).absolute().as_uri()
+        return f"{self._uri}/{quote(checked_key(key))}"
 
     def url(self, key: str, ttl: timedelta = timedelta(hours=1)) -> str:
         """A link to the web application's route, signed and with its end; without `links` the file's own URL."""

@@ -26,7 +26,7 @@ from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.collector import collected, collecting
 from celery_jobqueue.broker.context import parameter_position
 from celery_jobqueue.broker.enqueue import jobs_in
-from celery_jobqueue.broker.messages import is_json, storable, uuid7
+from celery_jobqueue.broker.messages import check_size, is_json, storable, uuid7
 from celery_jobqueue.broker.publishing import arrays, send_safely
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.sql import statement
@@ -138,6 +138,7 @@ class _Copier:
         if self._check is not None:
             self._check(*args, **kwargs)
         payload = serialization.dumps((args, kwargs, self._embed), serializer=self._serializer)[2]
+        check_size(payload, "a call's arguments")
         user = self._user
         if self._reads_user:
             user = storable(self._argument(args, kwargs), "user_id")

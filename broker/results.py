@@ -27,6 +27,7 @@ from celery_jobqueue.broker.collector import refuse_dead_wait
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.expiry import Expiries, interval
 from celery_jobqueue.broker.masking import install as _install_masking
+from celery_jobqueue.broker.messages import check_size
 from celery_jobqueue.broker.pooling import changes_hands, prepares
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Call, Row, Session
@@ -238,6 +239,7 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
 
     def _encoded(self, value: Any) -> tuple[str | None, bytes | None]:
         payload = self.encode(value)
+        check_size(payload, "the task's result")
         if isinstance(payload, str) and "\0" not in payload and payload.isascii():
             return payload, None
         if isinstance(payload, str):

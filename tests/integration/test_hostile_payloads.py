@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kombu.exceptions import EncodeError
 
+from celery_jobqueue.broker import enqueue_many, messages
 from celery_jobqueue.db.errors import InvalidJob
 from tests.support.database import one, rows
 from tests.support.hostile import ENVELOPES, JSON, NAMES
@@ -22,6 +23,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
+MOST = 256 * 1024 * 1024
 SQL = "'; delete from job_queue; drop table job_queue cascade; --"
 COLUMNS = {"task_name": SQL, "queue": "$$;\\", "user_id": "x' or 'a'='a", "task_id": '{"a"}'}
 _briefly = settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -88,6 +90,36 @@ def test_a_hundred_megabytes(app: Celery, database_url: str, start_worker: Start
     assert (row["status"], row["total_starts"]) == ("completed", 1)
     assert row["size"] > size
     assert worker.process.poll() is None
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("body", [b"x" * (MOST + 1), b"\0" * (MOST + 1)], ids=["text", "binary"])
+def test_what_is_too_large_is_refused_at_the_call(body: bytes, app: Celery, database_url: str) -> None:
+    """By the one call: what else is sent with it is stored."""
+    with app.producer_or_acquire() as producer, producer.batch():
+        app.tasks["t.add"].apply_async((1, 2), producer=producer)
+        with pytest.raises(InvalidJob, match=r"arguments\) would have 268,435,457 bytes, and 268,435,456 is the most"):
+            producer.publish(body, routing_key="celery", content_type="application/data", content_encoding="binary")
+    assert one(database_url, "select array_agg(task_name) from job_queue") == ["t.add"]
+
+
+@pytest.mark.parametrize("word", ["x", "é", "€", "\U0001f600"])
+def test_bytes_are_counted_not_characters(word: str, app: Celery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In arguments, headers and results, by whatever way they come; a byte less passes."""
+    monkeypatch.setattr(messages, "_MOST", 1000)
+    add = app.tasks["t.add"]
+    text = word * (1000 // len(word.encode()) + 1)
+    with app.producer_or_acquire() as producer, pytest.raises(InvalidJob, match=r"arguments\) would have 1,00\d bytes"):
+        producer.publish(text, routing_key="celery", serializer="raw", content_type="text/plain", content_encoding="utf-8")
+    with app.producer_or_acquire() as producer:
+        producer.publish(text[1:], routing_key="celery", content_type="text/plain", content_encoding="utf-8")
+    with pytest.raises(InvalidJob, match=r"headers .* would have"):
+        add.apply_async((1, 2), headers={"note": text})
+    with pytest.raises(InvalidJob, match="a call's arguments would have"):
+        enqueue_many(add, [(1, 2), (text, 2)])
+    with pytest.raises(InvalidJob, match="the task's result would have"):
+        app.backend.store_result("id", text, "SUCCESS")
+    assert one(database_url, "select count(*) from job_queue") == 1
 
 
 def test_a_long_error_is_short_where_people_read_it(app: Celery, database_url: str, start_worker: Start) -> None:

@@ -218,3 +218,18 @@ def test_a_pooler_that_is_found_out_stays_clean(url: str, direct_url: str) -> No
     with closing(Session(direct.conninfo)) as session:
         session.connect()
         assert (session.direct, pooling.changes_hands(direct, session)) == (True, False)
+
+
+def test_who_denies_the_pooler_is_told_and_works_all_the_same(url: str, direct_url: str, tmp_path: Path) -> None:
+    """`pooled` is False by mistake: prepared statements get lost, each process prepares none from then on."""
+    options = json.dumps({"pooled": False})
+    with (closing(make_app(direct_url)) as app,
+          workers.worker(url, tmp_path, "tests.support.tuned_app", "-c", "2", TEST_OPTIONS=options) as first,
+          workers.worker(url, tmp_path, "tests.support.tuned_app", "-c", "2", TEST_OPTIONS=options) as second):
+        results = [app.tasks["t.add"].delay(n, 1) for n in range(100)]
+        assert [result.get(timeout=60) for result in results] == [n + 1 for n in range(100)]
+        wait_until(lambda: "Is there a pooler in transaction mode? Then set" in first.text + second.text, "it is said")
+        assert [running.process.poll() for running in (first, second)] == [None, None]
+        assert all(running.text.count("Connected to") <= 3 for running in (first, second)), "no storm"
+        assert one(direct_url, "select max(total_starts) from job_queue") == 1
+        app.backend.result_consumer.stop()

@@ -110,13 +110,20 @@ class Cycle:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def plan(self, now: float) -> Plan:
-        """The next batch; empty when there is nothing to say."""
+    def plan(self, now: float, ahead: bool = False) -> Plan:
+        """The next batch; empty when there is nothing to say. ahead: its claims may be a transaction of their own."""
         plan = Plan()
         self.plan_listening(plan)
         self.duties.plan(plan, now)
-        self._plan_settlements(plan)
-        self.plan_claims(plan, now)
+        registers, claims = bool(plan.calls), Plan()
+        if self.settlements:
+            self.plan_flight(plan, self.settlements.take())
+        self.plan_claims(claims, now)
+        if ahead and claims.calls and plan.durable and not (claims.durable or registers):
+            claims.commit_asynchronously()  # and not wait for the disk: 7 % more jobs/s at a prefetch of 8, median of three pairs
+            plan.ahead = claims.calls, claims.take
+        else:
+            plan.extend(claims)
         if self.transient and (self._mail or now >= self._mail_at):
             self._mail = False
             self._mail_at = now + self._mail_interval
@@ -125,18 +132,13 @@ class Cycle:
             for call in self.outbox.calls():
                 plan.add(call, ignore)
         if plan.lazy and not plan.durable:
-            plan.calls.insert(0, (statement("asynchronous_commit"), ()))
-            plan.takers.insert(0, ignore)
+            plan.commit_asynchronously()
         return plan
 
     def plan_listening(self, plan: Plan) -> None:
         """LISTEN to what is consumed here."""
         if not self.options.pooled and self.listening.plan(plan, self.claims.queues, self.transient, self._take_listening):
             self._mail = True
-
-    def _plan_settlements(self, plan: Plan) -> None:
-        if self.settlements:
-            self.plan_flight(plan, self.settlements.take())
 
     def plan_flight(self, plan: Plan, flight: Flight) -> None:
         """Settle these."""
@@ -225,8 +227,7 @@ class Cycle:
         self._sent = None
         if plan.refused is None:
             self.trouble.over()
-        for taker, rows in zip(plan.takers, answers, strict=True):
-            taker(rows)
+        plan.take(answers)
 
     # -- driving it ---------------------------------------------------------------------------------------------------
 
@@ -236,11 +237,11 @@ class Cycle:
         if self.session.busy or now < self.trouble.until or not self._has_to_speak(now):
             return
         self._patient_since = None
-        plan = self._next_plan(now)
+        plan = self._next_plan(now, ahead=self.session.direct)
         if plan.calls:
             self._sent = plan
             try:
-                self.session.send(plan.calls, lambda answers: self._take(plan, answers))
+                self.session.send(plan.calls, lambda answers: self._take(plan, answers), plan.ahead)
             except psycopg.Error as error:
                 if not self.bears(error):
                     raise
@@ -344,8 +345,8 @@ class Cycle:
                 if not (self._bearable(error) and by_a_row(error)):
                     raise
 
-    def _next_plan(self, now: float) -> Plan:
-        return self.refusals.plan(now) or self.plan(now)
+    def _next_plan(self, now: float, ahead: bool = False) -> Plan:
+        return self.refusals.plan(now) or self.plan(now, ahead)
 
     def register(self) -> None:
         """Make this process a known owner of jobs, for a claim outside of the cycle."""

@@ -41,11 +41,29 @@ class Plan:
     lazy: bool = False
     #: Told when the server has refused this, sent alone; None: it is sent with everything else.
     refused: Callable[[psycopg.Error], None] | None = None
+    #: A transaction of its own that goes out in front and is answered first: its statements, and who takes all answers.
+    ahead: tuple[list[Call], Callable[[list[list[Row]]], None]] | None = None
 
     def add(self, call: Call, taker: Callable[[list[Row]], None]) -> None:
         """One more statement."""
         self.calls.append(call)
         self.takers.append(taker)
+
+    def extend(self, other: Plan) -> None:
+        """Another's statements behind these, in the same transaction."""
+        self.calls += other.calls
+        self.takers += other.takers
+        self.durable, self.lazy = self.durable or other.durable, self.lazy or other.lazy
+
+    def commit_asynchronously(self) -> None:
+        """Do not wait for the disk."""
+        self.calls.insert(0, (statement("asynchronous_commit"), ()))
+        self.takers.insert(0, ignore)
+
+    def take(self, answers: list[list[Row]]) -> None:
+        """Hand out the answers to the calls."""
+        for taker, rows in zip(self.takers, answers, strict=True):
+            taker(rows)
 
 
 class Duties:

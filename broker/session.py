@@ -14,50 +14,32 @@ import select
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import ceil
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any
 
 import psycopg
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 
+from celery_jobqueue.broker.batches import Batch, Call, Done, Part
 from celery_jobqueue.broker.sql import Statement, statement
 from celery_jobqueue.broker.trouble import LOST_STATEMENTS, healed_anew
-from celery_jobqueue.broker.wire import Row, encoded, rows_of
+from celery_jobqueue.broker.wire import Row
 
 __all__ = ["Call", "Row", "Session"]
 
 logger = logging.getLogger(__name__)
 
-#: A statement with its parameters as text (bytes for bytea), None for null.
-Call: TypeAlias = tuple[Statement, Sequence[str | bytes | None]]
-Done: TypeAlias = Callable[[list[list[Row]]], None]
-
 _BEGIN, _COMMIT, _ROLLBACK = (Statement("", text) for text in (b"begin", b"commit", b"rollback"))
-_OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 # Sessions inherited through fork: kept referenced, so that nobody ever closes the parent's socket from the child.
 _inherited: list[object] = []
 # Connection strings behind which prepared statements were lost: this process prepares none there any more.
 _unprepared: set[str] = set()
 # For the end of the process: a client that publishes and exits shall not leave open connections to be warned about.
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-class _Batch:
-    """What is in flight: one answer is due per step, then the pipeline's sync point."""
-
-    def __init__(self, steps: list[Statement | None], done: Done | None, deadline: float) -> None:
-        self.deadline = deadline  # in monotonic seconds
-        self.steps = deque(steps)  # None: the answer to a prepare, which nobody waits for
-        self.preparing: deque[str] = deque()
-        self.prepares: set[str] = set()  # names that were not prepared before it
-        self.done = done
-        self.answers: list[list[Row]] = []
-        self.error: psycopg.Error | None = None
-        self.failed: Statement | None = None
 
 
 class Session:
@@ -84,7 +66,7 @@ class Session:
         self._prepared: set[str] = set()
         self._conn: psycopg.Connection[Any] | None = None
         self._pid = 0
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._lock = threading.RLock()
         self.in_transaction = False
         self._begun = False
@@ -232,39 +214,25 @@ class Session:
             finally:
                 self.in_transaction = self._begun = False
 
-    def send(self, calls: Sequence[Call], done: Done | None = None) -> None:
-        """Send the calls as one transaction and return; `done` gets the rows of each call once on_readable has them."""
+    def send(self, calls: Sequence[Call], done: Done | None = None, ahead: tuple[Sequence[Call], Done] | None = None) -> None:
+        """Send the calls as one transaction and return; `done` gets the rows of each call once on_readable has them.
+
+        ahead: calls that go out in front as a transaction of their own, and who gets their rows: as soon as they are answered,
+        while the others may still wait for the disk. An error of theirs stops nothing and is raised when all is answered.
+        """
         with self._lock:
             pgconn = self._pgconn()
             assert self._batch is None, "one batch at a time"
-            batch = _Batch([], done, monotonic() + self.timeout)
             # All parameters are checked before anything is sent: half a batch would go out together with the next one.
-            values = [[encoded(p) if isinstance(p, str) else p for p in params] for _, params in calls]
+            parts = [Part(*one) for one in ((ahead, (calls, done)) if ahead else ((calls, done),))]
+            batch = Batch(parts, monotonic() + self.timeout, self._prepared if self._prepare else None)
             try:
-                pgconn.enter_pipeline_mode()
-                for (statement, params), texts in zip(calls, values, strict=True):
-                    formats = [pq.Format.BINARY if isinstance(p, bytes) else pq.Format.TEXT for p in params]
-                    self._send_one(pgconn, batch, statement, texts, formats)
-                pgconn.pipeline_sync()
+                batch.send(pgconn)
                 self._batch = batch
                 pgconn.flush()
             except psycopg.Error:
                 self._drop()
                 raise
-
-    def _send_one(self, pgconn: pq.abc.PGconn, batch: _Batch, statement: Statement, values: list[bytes | None],
-                  formats: list[pq.Format]) -> None:
-        if self._prepare and statement.name:
-            name = statement.name.encode()
-            if statement.name not in self._prepared and statement.name not in batch.prepares:
-                pgconn.send_prepare(name, statement.text)
-                batch.steps.append(None)
-                batch.preparing.append(statement.name)
-                batch.prepares.add(statement.name)
-            pgconn.send_query_prepared(name, values, param_formats=formats)
-        else:
-            pgconn.send_query_params(statement.text, values, param_formats=formats)
-        batch.steps.append(statement)
 
     def on_readable(self) -> None:
         """Take in what the server sent: notifications, and the answer of the batch in flight when it is complete.
@@ -272,26 +240,34 @@ class Session:
         Raises psycopg.Error of the batch, psycopg.OperationalError when the connection is gone.
         """
         with self._lock:
-            pgconn = self._pgconn()
+            pgconn, batch, finished = self._pgconn(), self._batch, list[Part]()
             try:
-                if self._batch is not None:
+                if batch is not None:
                     pgconn.flush()
                 pgconn.consume_input()
-                finished = self._collect(pgconn)
+                if batch is not None:
+                    finished = batch.collect(pgconn)
+                    if batch.over and batch is self._batch:
+                        self._batch = None
+                if pgconn.status != pq.ConnStatus.OK and not (finished and self._batch is None):
+                    message = pgconn.error_message.decode(errors="replace").strip()
+                    raise psycopg.OperationalError(message or "the connection to PostgreSQL was lost")
                 while (notify := pgconn.notifies()) is not None:
                     self.notified.append(notify.relname.decode())
             except psycopg.Error:
                 self._drop()
                 raise
-        if finished is not None:
-            if finished.error is not None:
-                self._refused(finished, finished.error)
-            if finished.done is not None:
-                finished.done(finished.answers)
+        for part in finished:
+            if part.done is not None and part.error is None:
+                part.done(part.answers)
+        if finished and batch is not None and batch.over and batch.refused is not None:
+            self._refused(batch, batch.refused)
 
-    def _refused(self, batch: _Batch, error: psycopg.Error) -> None:
+    def _refused(self, batch: Batch, part: Part) -> None:
         """Always raises: psycopg.OperationalError with the connection closed where another one will do, else the error."""
-        prepared = self._prepare and batch.failed is not None and batch.failed.name not in batch.prepares
+        assert part.error is not None
+        error = part.error
+        prepared = self._prepare and part.failed is not None and part.failed.name not in batch.prepares
         reason = healed_anew(error, prepared=prepared, age=monotonic() - self._since)
         if not reason:
             raise error
@@ -334,38 +310,6 @@ class Session:
         """Close the connection, because nobody answers on it. Always raises psycopg.OperationalError."""
         self.close()
         raise psycopg.OperationalError(f"PostgreSQL did not answer within {self.timeout:g} s")
-
-    def _collect(self, pgconn: pq.abc.PGconn) -> _Batch | None:
-        batch = self._batch
-        # A signal's handler that waits for this batch collects it in the middle of our doing so.
-        while batch is not None and batch is self._batch and not pgconn.is_busy():
-            result = pgconn.get_result()
-            if result is None:  # the end of one statement's answer
-                if pgconn.status != pq.ConnStatus.OK:
-                    break
-                continue
-            status = result.status
-            if status == pq.ExecStatus.PIPELINE_SYNC:
-                self._batch = None
-                pgconn.exit_pipeline_mode()
-                return batch
-            step = batch.steps.popleft() if batch.steps else None
-            if status in _OK:
-                if step is None:
-                    self._prepared.add(batch.preparing.popleft())
-                else:
-                    batch.answers.append(rows_of(result))
-            elif status == pq.ExecStatus.FATAL_ERROR and batch.error is None:
-                batch.error, batch.failed = errors.error_from_result(result), step
-                if pgconn.status != pq.ConnStatus.OK:
-                    error = batch.error
-                    self._drop()
-                    raise psycopg.OperationalError(str(error))
-        if pgconn.status != pq.ConnStatus.OK:
-            message = pgconn.error_message.decode(errors="replace").strip()
-            self._drop()
-            raise psycopg.OperationalError(message or "the connection to PostgreSQL was lost")
-        return None
 
 
 def _one_that_writes(conninfo: str) -> dict[str, Any]:

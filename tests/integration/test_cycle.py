@@ -1,0 +1,103 @@
+"""One connection's batches as a worker's loop sends them: what waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from math import inf
+
+import psycopg
+import pytest
+
+from celery_jobqueue.broker.cycle import Cycle
+from celery_jobqueue.broker.options import Options
+from celery_jobqueue.broker.session import Session
+from celery_jobqueue.broker.settlements import Failure, Lease, Settlements
+from celery_jobqueue.db.url import libpq_dsn
+from tests.support.database import one, rows
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def cycle(database_url: str) -> Iterator[Cycle]:
+    """A consumer of the queue `a`, registered, with nothing else to do from time to time."""
+    with closing(Session(libpq_dsn(database_url))) as session:
+        cycle = Cycle(session, Settlements(), Options(), lambda _: 1)
+        cycle.subscribe("a", transient=False)
+        cycle.exchange()
+        duties = cycle.duties
+        duties.heartbeat_at = duties.lock_at = duties.rescue_at = duties.touch_at = duties.reap_at = duties.retire_at = inf
+        yield cycle
+
+
+def put(url: str, *names: str) -> None:
+    for name in names:
+        rows(url, "select enqueue_job(%s, queue => 'a')", (name,))
+
+
+def claimed(cycle: Cycle) -> Lease:
+    """The lease of the next job that the cycle gets."""
+    def look() -> bool:
+        cycle.claims.wake()
+        cycle.pump()
+        cycle.finish()
+        return bool(cycle.ready)
+
+    wait_until(look, "a job is claimed")
+    return Lease.of(cycle.ready.popleft()[1]["properties"]["job"])
+
+
+def loop_until(cycle: Cycle, done: str) -> None:
+    """The event loop, until the next job is there although the batch is not over."""
+    def turned() -> bool:
+        cycle.session.wait(0.1)
+        cycle.on_readable()
+        return bool(cycle.ready)
+
+    wait_until(turned, done)
+
+
+def test_a_claim_does_not_wait_for_what_is_settled_with_it(cycle: Cycle, database_url: str) -> None:
+    put(database_url, "first", "second")
+    first = claimed(cycle)
+    with psycopg.connect(database_url) as holder:
+        holder.execute("select from job_queue where id = %s for update", (first.id,))  # it cannot be completed meanwhile
+        cycle.settlements.complete(first)
+        cycle.claims.wake()
+        cycle.pump()
+        loop_until(cycle, "the second job is claimed")
+        assert cycle.session.busy
+        assert one(database_url, "select status from job_queue where id = %s", (first.id,)) == "pending"
+    cycle.finish()
+    assert one(database_url, "select status from job_queue where id = %s", (first.id,)) == "completed"
+
+
+def test_a_claim_that_is_refused_stops_no_settlement(cycle: Cycle, database_url: str) -> None:
+    put(database_url, "first", "second")
+    first = claimed(cycle)
+    rows(database_url, "create function veto() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
+                       " create trigger veto before update of owner on job_queue for each row"
+                       " when (new.task_name = 'second' and new.owner is not null) execute function veto()")
+    cycle.settlements.complete(first)
+    cycle.claims.wake()
+    cycle.pump()
+    wait_until(lambda: not cycle.session.busy or cycle.session.wait(0.1) or cycle.on_readable() or False, "the batch is over")
+    assert one(database_url, "select status from job_queue where id = %s", (first.id,)) == "completed"
+    assert not cycle.ready
+    assert cycle.refusals  # the claim is looked into
+
+
+def test_a_settlement_that_is_refused_takes_back_no_claim(cycle: Cycle, database_url: str) -> None:
+    put(database_url, "first", "second")
+    first = claimed(cycle)
+    rows(database_url, "create function veto() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
+                       " create trigger veto before update of status on job_queue for each row"
+                       " when (new.task_name = 'first') execute function veto()")
+    cycle.settlements.fail(first, Failure("it failed"))
+    cycle.claims.wake()
+    cycle.pump()
+    wait_until(lambda: not cycle.session.busy or cycle.session.wait(0.1) or cycle.on_readable() or False, "the batch is over")
+    assert [message["properties"]["job"]["task"] for _, message in cycle.ready] == ["second"]
+    assert cycle.refusals.held() == {first.id}
+    second = Lease.of(cycle.ready[0][1]["properties"]["job"])
+    assert one(database_url, "select lease::text from job_queue where id = %s", (second.id,)) == second.token

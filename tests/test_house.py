@@ -24,7 +24,7 @@ PRODUCT = {"db": "celery_jobqueue.db", "broker": "celery_jobqueue.broker", "task
 #: What the code of a folder must not know.
 FORBIDDEN = {
     "db": {"celery_jobqueue.broker", "tasks", "tests", "celery", "kombu", "billiard", "vine", "amqp"},
-    "broker": {"tasks", "tests", "sqlalchemy", "uharfbuzz"},
+    "broker": {"tasks", "tests", "sqlalchemy", "reportlab"},
     "tasks": {"tests"},
     "tests": set(),
 }

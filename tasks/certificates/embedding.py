@@ -1,7 +1,7 @@
 """Fonts inside the PDF: only the glyphs that are used, and what they say when somebody copies them.
 
 Text is written with the numbers that glyphs have in their font, and HarfBuzz cuts the font. Both PostScript and TrueType
-outlines work, variable fonts at their default, and glyphs that no character has.
+outlines work, variable fonts at their default; reportlab's own fonts can do neither, nor a glyph without a character.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 
+from reportlab.lib.units import mm
+
 from tasks.certificates.parts import Box, Frame, Rule, Seal, Signature
-from tasks.certificates.pdf import mm, number
+from tasks.certificates.pdf import number
 from tasks.certificates.pictures import Picture, vector
 from tasks.certificates.sheet import rgb
 

@@ -5,33 +5,36 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["PdfFile", "PdfObject", "mm", "number", "stream", "text_string"]
+from reportlab import rl_config
+from reportlab.pdfbase import pdfdoc
 
-#: A millimetre in points.
-mm = 72 / 25.4
-#: The bytes above 127 tell whoever moves the file that it is no text.
-_HEADER = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"
+__all__ = ["PdfFile", "PdfObject", "number", "stream", "text_string"]
+
+rl_config.invariant = 1
 
 
-class PdfObject:
-    """An object of a file: what other objects call it, and its content."""
+class PdfObject(pdfdoc.PDFObject):
+    """An object whose bytes are ready."""
 
-    __slots__ = ("content", "reference")
+    __PDFObject__ = True
+    reference = ""
+    content = b""
 
-    def __init__(self, reference: str) -> None:
-        self.reference = reference
-        self.content = b"null"
+    def format(self, document: Any) -> bytes:
+        return self.content
 
 
 class PdfFile:
-    """The file: its objects, numbered as they are asked for."""
+    """The file; reportlab numbers the objects and writes the table of contents."""
 
     def __init__(self, *, title: str, author: str, subject: str, keywords: str, date: str, language: str) -> None:
-        self._objects: list[PdfObject] = []
-        self._language = language
-        self._info = {"Title": title, "Author": author, "Subject": subject, "Keywords": keywords, "CreationDate": date,
-                      "ModDate": date, "Creator": "celery-jobqueue", "Producer": "celery-jobqueue"}
+        self._document: Any = pdfdoc.PDFDocument(invariant=1, lang=language, pdfVersion=(1, 7))
+        info: Any = self._document.info
+        info.title, info.author, info.subject, info.keywords = title, author, subject, keywords
+        info.creator, info.producer = "celery-jobqueue", "celery-jobqueue"
+        info._dateFormatter = lambda *_: date
 
     def add(self, content: bytes | str) -> str:
         """A new object; answers with what other objects call it."""
@@ -39,8 +42,8 @@ class PdfFile:
 
     def reserve(self) -> PdfObject:
         """An object whose content is known later: its name is."""
-        made = PdfObject(f"{len(self._objects) + 1} 0 R")
-        self._objects.append(made)
+        made = PdfObject()
+        made.reference = self._document.Reference(made).format(self._document).decode()
         return made
 
     def fill(self, reserved: PdfObject, content: bytes | str) -> str:
@@ -50,19 +53,11 @@ class PdfFile:
 
     def finish(self, catalog: Mapping[str, PdfObject], fingerprint: bytes) -> bytes:
         """The bytes of the file. Everything is reached from the catalogue; the fingerprint becomes the file's identifier."""
-        entries = "".join(f"/{key} {entry.reference}" for key, entry in catalog.items())
-        root = self.add(f"<</Type/Catalog/Lang {text_string(self._language)}{entries}>>")
-        info = self.add(f"<<{''.join(f'/{key}{text_string(value)}' for key, value in self._info.items())}>>")
-        pieces, offset, table = [_HEADER], len(_HEADER), ["0000000000 65535 f \n"]
-        for at, entry in enumerate(self._objects, 1):
-            piece = b"%d 0 obj\n%s\nendobj\n" % (at, entry.content)
-            pieces.append(piece)
-            table.append(f"{offset:010d} 00000 n \n")
-            offset += len(piece)
-        identifier = fingerprint[:16].hex()
-        pieces.append((f"xref\n0 {len(table)}\n{''.join(table)}trailer\n<</Size {len(table)}/Root {root}/Info {info}"
-                       f"/ID[<{identifier}><{identifier}>]>>\nstartxref\n{offset}\n%%EOF\n").encode())
-        return b"".join(pieces)
+        for key, entry in catalog.items():
+            setattr(self._document.Catalog, key, entry)
+        self._document.updateSignature(fingerprint)
+        written: bytes = self._document.GetPDFData(None)
+        return written
 
 
 def stream(content: bytes, entries: str = "", *, deflate: bool = True) -> bytes:
@@ -74,7 +69,7 @@ def stream(content: bytes, entries: str = "", *, deflate: bool = True) -> bytes:
 
 def text_string(text: str) -> str:
     """A text as PDF writes it outside of pages: as it is, or in UTF-16."""
-    if text.isascii() and text.isprintable():
+    if text.isascii():
         return "(" + re.sub(r"([()\\])", r"\\\1", text) + ")"
     return f"<FEFF{text.encode('utf-16-be').hex().upper()}>"
 

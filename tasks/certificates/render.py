@@ -12,6 +12,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import segno
+from reportlab.lib.units import mm
 
 from tasks.certificates import ornaments
 from tasks.certificates.design import Design, fill
@@ -19,7 +20,7 @@ from tasks.certificates.errors import DesignError
 from tasks.certificates.fonts import Fonts, event_face
 from tasks.certificates.layout import Line, lay_out, line_of
 from tasks.certificates.parts import LEADING, SIGNED, Box, Frame, Image, Qr, Rule, Seal, Signature, Text
-from tasks.certificates.pdf import PdfFile, mm, number, stream
+from tasks.certificates.pdf import PdfFile, number, stream
 from tasks.certificates.pictures import Picture, picture
 from tasks.certificates.sheet import Sheet, rgb
 

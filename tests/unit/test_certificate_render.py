@@ -108,22 +108,6 @@ def test_the_document_says_what_it_is() -> None:
     document.close()
 
 
-def test_the_table_of_contents_leads_to_every_object() -> None:
-    """Readers mend a wrong table without a word, and validators and signers do not."""
-    pdf = rendered("Zoë")
-    table = pdf[int(pdf.rpartition(b"startxref\n")[2].split()[0]):]
-    first, _, entries = table.partition(b"trailer")[0].partition(b"0000000000 65535 f \n")
-    offsets = [int(line[:10]) for line in entries.splitlines()]
-    assert first == b"xref\n0 %d\n" % (len(offsets) + 1)
-    assert all(pdf[offset:].startswith(b"%d 0 obj\n" % number) for number, offset in enumerate(offsets, 1))
-
-
-def test_a_title_with_an_odd_character_is_kept() -> None:
-    document = pypdfium2.PdfDocument(rendered("Zoë", classic(title="a\r(b\\c")))
-    assert document.get_metadata_dict()["Title"] == "a\r(b\\c"
-    document.close()
-
-
 @pytest.mark.parametrize("size", [17, 12])
 def test_a_phone_reads_the_code(size: int) -> None:
     design = classic()

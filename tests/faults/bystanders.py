@@ -39,8 +39,8 @@ def bystanders(arena: Arena, url: str | None = None, options: dict[str, Any] | N
         sent = time.monotonic() - over
         arena.check(arena.holds_within(lambda: new() & _seen(site), _LONGEST), f"Flower sees no new job in {_LONGEST:g} s")
         arena.check(sending.process.poll() is None, "beat does not end")
-        arena.note(f"after the harm: a job of beat's completed within {sent:.1f} s, Flower saw one within"
-                   f" {time.monotonic() - over:.1f} s")
+        arena.note(f"when harm and traffic were over a new job of beat's had completed after {sent:.1f} s, and Flower knew of it"
+                   f" after {time.monotonic() - over:.1f} s")
     arena.note_published("f.work", *(row["task_id"] for row in arena.query(_TICKS, (None,))))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery, group
 
-from celery_jobqueue.broker import jobs_in
+from celery_jobqueue.broker import enqueue_many, jobs_in
 from tests.benchmarks.app import make_app
 from tests.benchmarks.contenders import Contender
 from tests.benchmarks.running import Measured, Plan, scenario
@@ -46,6 +46,10 @@ def _group(app: Celery, number: int) -> None:
         group(job.si() for _ in range(min(_CHUNK, number - begin))).apply_async()
 
 
+def _many(app: Celery, number: int) -> None:
+    enqueue_many(app.tasks["bench.job"], [(each,) for each in range(number)])
+
+
 def _publisher(setup: dict[str, Any], barrier: Any, stop: Any, counts: Any, number: int) -> None:
     app = make_app(setup)
     job = app.tasks["bench.job"]
@@ -76,12 +80,13 @@ def _at_once(setup: dict[str, Any], publishers: int, seconds: float) -> float:
     return sum(counts) / took
 
 
-_WAYS: dict[str, Callable[[Celery, int], None]] = {"single": _one_by_one, "group": _group, "batch": _batch, "jobs_in": _block}
+_WAYS: dict[str, Callable[[Celery, int], None]] = {"single": _one_by_one, "group": _group, "batch": _batch, "jobs_in": _block,
+                                                     "enqueue_many": _many}
 
 
-_CASES = "single,unconfirmed,group,batch,jobs_in,16 publishers,16 publishers beside a worker"
+_CASES = "single,unconfirmed,group,batch,jobs_in,enqueue_many,16 publishers,16 publishers beside a worker"
 #: Cases that not everybody has.
-_ONLY = {"batch": ("ours",), "jobs_in": ("ours",), "unconfirmed": ("rabbitmq",),
+_ONLY = {"batch": ("ours",), "jobs_in": ("ours",), "enqueue_many": ("ours",), "unconfirmed": ("rabbitmq",),
          "16 publishers beside a worker": ("ours", "rabbitmq", "redis")}
 
 
@@ -107,7 +112,8 @@ def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
 
 def _from_one_process(app: Celery, publish: Callable[[Celery, int], None], seconds: float) -> float:
     publish(app, 10)
-    at_once, number, began = (100 if publish is _one_by_one else 2 * _CHUNK), 0, time.perf_counter()
+    at_once = {_one_by_one: 100, _many: 5 * _CHUNK}.get(publish, 2 * _CHUNK)
+    number, began = 0, time.perf_counter()
     while (took := time.perf_counter() - began) < seconds:
         publish(app, at_once)
         number += at_once

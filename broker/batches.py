@@ -32,22 +32,24 @@ class Part:
         self.answers: list[list[Row]] = []
         self.error: psycopg.Error | None = None
         self.failed: Statement | None = None
+        #: Names of statements that were not prepared before it.
+        self.prepares: set[str] = set()
         self._steps: deque[Statement | None] = deque()  # one answer is due for each; None: a prepare's, which nobody waits for
         self._preparing: deque[str] = deque()
 
-    def send(self, pgconn: pq.abc.PGconn, prepared: set[str] | None, prepares: set[str]) -> None:
-        """Put it into the connection's buffer. prepared: names known to the server, None: nothing is to be prepared; prepares:
-        those that this batch prepares.
+    def send(self, pgconn: pq.abc.PGconn, prepared: set[str] | None, elsewhere: set[str]) -> None:
+        """Put it into the connection's buffer. prepared: names known to the server, None: nothing is to be prepared; elsewhere:
+        those that parts in front of it prepare, which may fail.
         """
         for statement, values, formats in self.calls:
-            if prepared is None or not statement.name:
+            if prepared is None or not statement.name or statement.name in elsewhere:
                 pgconn.send_query_params(statement.text, values, param_formats=formats)
             else:
-                if statement.name not in prepared and statement.name not in prepares:
+                if statement.name not in prepared and statement.name not in self.prepares:
                     pgconn.send_prepare(statement.name.encode(), statement.text)
                     self._steps.append(None)
                     self._preparing.append(statement.name)
-                    prepares.add(statement.name)
+                    self.prepares.add(statement.name)
                 pgconn.send_query_prepared(statement.name.encode(), values, param_formats=formats)
             self._steps.append(statement)
         pgconn.pipeline_sync()
@@ -73,16 +75,16 @@ class Batch:
         self.over = False
         #: The first transaction that failed.
         self.refused: Part | None = None
-        #: Names of statements that were not prepared before it.
-        self.prepares: set[str] = set()
         self._prepared = prepared
         self._parts = deque(parts)
 
     def send(self, pgconn: pq.abc.PGconn) -> None:
         """Put it into the connection's buffer."""
         pgconn.enter_pipeline_mode()
+        elsewhere: set[str] = set()
         for part in self._parts:
-            part.send(pgconn, self._prepared, self.prepares)
+            part.send(pgconn, self._prepared, elsewhere)
+            elsewhere |= part.prepares
 
     def collect(self, pgconn: pq.abc.PGconn) -> list[Part]:
         """Take in what has arrived. Returns the transactions that are answered by it.
@@ -93,6 +95,8 @@ class Batch:
         # A signal's handler that waits for this batch collects it in the middle of our doing so.
         while not self.over and not pgconn.is_busy():
             result = pgconn.get_result()
+            if not self._parts:
+                break
             if result is None:  # the end of one statement's answer
                 if pgconn.status != pq.ConnStatus.OK:
                     break
@@ -102,11 +106,9 @@ class Batch:
                 if part.error is not None and pgconn.status != pq.ConnStatus.OK:
                     raise psycopg.OperationalError(str(part.error))
             else:
+                self.over = len(self._parts) == 1
                 part = self._parts.popleft()
                 finished.append(part)
                 if self.refused is None and part.error is not None:
                     self.refused = part
-                if not self._parts:
-                    self.over = True
-                    pgconn.exit_pipeline_mode()
         return finished

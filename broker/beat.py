@@ -106,7 +106,7 @@ class DatabaseScheduler(Scheduler):  # type: ignore[misc]
                 self._session.run((statement("prune_schedule"), self._mine))
                 self._written = True
             wait = self._look()
-        except (*_UNREACHABLE, psycopg.Error) as error:
+        except (*_UNREACHABLE, psycopg.Error, ConfigurationError) as error:  # a right that was taken away may be given again
             self._pause = min(2 * self._pause or 0.5, self.max_interval)
             logger.error("beat: The schedule cannot be read: %s. Trying again in %s seconds...", error, self._pause)
             self._disconnect()

@@ -25,6 +25,7 @@ from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
 from celery_jobqueue.broker.trouble import first_line
+from celery_jobqueue.db.errors import ConfigurationError
 
 __all__ = ["Channel", "Delivered"]
 
@@ -279,7 +280,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         job, transport = raw["properties"]["job"], self._transport
         try:
             [rows] = transport.run((statement("hold"), (job["id"], job["lease"])))
-        except psycopg.Error as error:
+        except (psycopg.Error, ConfigurationError) as error:
             if not transport.session.connected:
                 transport.settlements.release(Lease.of(job))
                 raise

@@ -94,6 +94,7 @@ class Claims:
         self._turn = 0
         self._asked: Sequence[tuple[str, int]] = ()
         self._empty: frozenset[tuple[str, int]] = frozenset()
+        self._learns = False
         self._empty_until = 0.0
         self._passed: dict[tuple[str, int], tuple[_Cursor, float]] = {}
 
@@ -142,8 +143,10 @@ class Claims:
             self._rewind_at = now + _REWIND_EVERY
         # Fair between queues of the same priority: another one is first each time.
         self._turn = (self._turn + 1) % max(1, len(queues))
-        if now >= self._empty_until:
+        everywhere = len(queues) == len(self.queues)  # else claims of other channels, with windows of their own, go with it
+        if now >= self._empty_until or not everywhere:
             self._empty = frozenset()
+        self._learns = everywhere and not self._empty
         turn = [*queues[self._turn:], *queues[:self._turn]]
         self._asked = [level for priority in _PRIORITIES for queue in turn if (level := (queue, priority)) not in self._empty]
         calls: list[Call] = [(statement("claim"), (
@@ -203,7 +206,7 @@ class Claims:
         self._poll_at = now + wait
 
     def _leave_out(self, rows: list[Row], now: float) -> None:
-        if now < self._empty_until:
+        if not self._learns:
             return
         found = {(row[2], int(row[3] or 0)) for row in rows}
         last = max(priority for _, priority in found)  # of that priority the claim need not have gone through every queue

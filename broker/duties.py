@@ -41,13 +41,19 @@ class Plan:
     lazy: bool = False
     #: Told when the server has refused this, sent alone; None: it is sent with everything else.
     refused: Callable[[psycopg.Error], None] | None = None
-    #: A transaction of its own that goes out in front and is answered first: its statements, and who takes all answers.
-    ahead: tuple[list[Call], Callable[[list[list[Row]]], None]] | None = None
+    #: A transaction of its own that goes out in front and is answered first.
+    ahead: Plan | None = None
+    answered: bool = False
 
     def add(self, call: Call, taker: Callable[[list[Row]], None]) -> None:
         """One more statement."""
         self.calls.append(call)
         self.takers.append(taker)
+
+    @property
+    def front(self) -> tuple[list[Call], Callable[[list[list[Row]]], None]] | None:
+        """`ahead`, as Session.send() takes it."""
+        return (self.ahead.calls, self.ahead.take) if self.ahead else None
 
     def extend(self, other: Plan) -> None:
         """Another's statements behind these, in the same transaction."""
@@ -62,6 +68,7 @@ class Plan:
 
     def take(self, answers: list[list[Row]]) -> None:
         """Hand out the answers to the calls."""
+        self.answered = True
         for taker, rows in zip(self.takers, answers, strict=True):
             taker(rows)
 
@@ -87,6 +94,8 @@ class Duties:
         self._repairs: list[Call] = []
         self._strangers: set[Lease] = set()
         self._idle_told = False
+        #: This connection has told who we are. Claims need that: jobs of an owner whom nobody knows are taken back.
+        self.registered = False
         # When each is due, in monotonic seconds.
         self.heartbeat_at = self.lock_at = self.rescue_at = self.touch_at = self.reap_at = self.retire_at = 0.0
         self._count_at, self._count_until = inf, 0.0
@@ -96,6 +105,7 @@ class Duties:
         run those jobs. So for a while the jobs that are ours in the database are held against those that we know.
         """
         self._count_at, self._count_until = 0.0, monotonic() + _LATE
+        self.registered = False
 
     def count_for(self, holder: Holder) -> None:
         """This will hold jobs. If another connection of this process was lost lately, they are counted from the beginning."""
@@ -170,7 +180,7 @@ class Duties:
             self.heartbeat_at = now + options.heartbeat
             self._idle_told = self._claims.idle
             plan.lazy = True
-            plan.add(self.heartbeat(), ignore)
+            plan.add(self.heartbeat(), self._take_registered)
 
     def heartbeat(self) -> Call:
         """A sign of life, which also tells what this process consumes."""
@@ -185,6 +195,9 @@ class Duties:
         if self.starts_on_delivery and not self.options.pooled:
             return "7 days"
         return f"{self.options.heartbeat_limit} seconds"
+
+    def _take_registered(self, _: list[Row]) -> None:
+        self.registered = True
 
     def _take_retired(self, rows: list[Row]) -> None:
         if int(rows[0][0] or 0) >= _MANY:

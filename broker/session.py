@@ -1,6 +1,7 @@
 """One PostgreSQL connection, for calls that wait and for calls that do not.
 
-Everything goes through libpq's pipeline mode: the statements of one batch travel in one round trip and commit together.
+Everything goes through libpq's pipeline mode: the statements of one batch travel in one round trip and commit together, or as
+two transactions where the first is to be answered before the second is on disk.
 `run` waits for the answer; `send` returns at once and `on_readable` brings the answer later, which is how a worker's
 event loop claims and settles jobs without ever blocking. One code path serves both, with a deadline on every wait.
 """
@@ -248,6 +249,7 @@ class Session:
                 if batch is not None:
                     finished = batch.collect(pgconn)
                     if batch.over and batch is self._batch:
+                        pgconn.exit_pipeline_mode()
                         self._batch = None
                 if pgconn.status != pq.ConnStatus.OK and not (finished and self._batch is None):
                     message = pgconn.error_message.decode(errors="replace").strip()
@@ -261,13 +263,13 @@ class Session:
             if part.done is not None and part.error is None:
                 part.done(part.answers)
         if finished and batch is not None and batch.over and batch.refused is not None:
-            self._refused(batch, batch.refused)
+            self._refused(batch.refused)
 
-    def _refused(self, batch: Batch, part: Part) -> None:
+    def _refused(self, part: Part) -> None:
         """Always raises: psycopg.OperationalError with the connection closed where another one will do, else the error."""
         assert part.error is not None
         error = part.error
-        prepared = self._prepare and part.failed is not None and part.failed.name not in batch.prepares
+        prepared = self._prepare and part.failed is not None and part.failed.name not in part.prepares
         reason = healed_anew(error, prepared=prepared, age=monotonic() - self._since)
         if not reason:
             raise error

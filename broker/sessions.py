@@ -56,6 +56,8 @@ def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0) -> li
         try:
             return session.run(*calls)
         except psycopg.ProgrammingError as error:
+            if session.in_transaction:  # perhaps somebody else's, who knows better what it is about
+                raise
             raise trouble.explained(error) from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             if session.in_transaction or trouble.for_good(error) or (fresh and time.monotonic() + pause > deadline):

@@ -30,6 +30,7 @@ from celery_jobqueue.broker.settlements import Failure, Lease, settlements_for
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.worker import install as _install_worker_steps
+from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Transport"]
@@ -324,7 +325,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def _beat(self) -> None:
         """A sign of life while a worker waits for its last jobs: the loop turns no more then, Celery only fires its timers."""
         if self._loop is not None and not self._closed and not any(channel.consuming for channel in self.channels):
-            with contextlib.suppress(psycopg.Error, OSError):
+            with contextlib.suppress(psycopg.Error, ConfigurationError, OSError):
                 self.run(self.cycle_.duties.heartbeat())
 
     def _on_tick(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from celery import Celery
 from celery_jobqueue.broker import trouble
 from celery_jobqueue.db.errors import ConfigurationError
 from tests.support.app import make_app
+from tests.support.beats import beat
 from tests.support.database import one, rows
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
@@ -137,3 +139,16 @@ def test_a_right_that_is_taken_away_is_named_with_the_remedy(login: tuple[str, s
         start_worker("-c", "1", DATABASE_URL=url)
         assert result.get(timeout=20) == 6, "the remedy helps"
         app.backend.result_consumer.stop()
+
+
+def test_a_beat_whose_right_was_taken_away_waits_for_it(login: tuple[str, str], database_url: str, tmp_path: Path) -> None:
+    role, url = login
+    sent = "select count(*) from job_queue"
+    with beat(url, tmp_path, "--max-interval", "1", TEST_SCHEDULE='{"quick": 0.2}') as running:
+        wait_until(lambda: one(database_url, sent) > 1, "the beat sends")
+        rows(database_url, f"revoke jobqueue_worker from {role}")
+        wait_until(lambda: "`grant jobqueue_publisher to`" in running.text, "the beat says what is missing")
+        before = one(database_url, sent)
+        rows(database_url, f"grant jobqueue_worker to {role}")
+        wait_until(lambda: one(database_url, sent) > before, "the beat sends again")
+        assert running.process.poll() is None

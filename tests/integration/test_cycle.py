@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from math import inf
+from time import monotonic
 
 import psycopg
 import pytest
@@ -85,6 +86,26 @@ def test_a_claim_that_is_refused_stops_no_settlement(cycle: Cycle, database_url:
     assert one(database_url, "select status from job_queue where id = %s", (first.id,)) == "completed"
     assert not cycle.ready
     assert cycle.refusals  # the claim is looked into
+
+
+def test_a_claim_in_trouble_stops_no_settlement_again_and_again(cycle: Cycle, database_url: str) -> None:
+    """A statement_timeout, here: nothing is known of a row, and the claim is tried again, ever more rarely."""
+    put(database_url, "first", "second")
+    first, second = claimed(cycle), claimed(cycle)
+    put(database_url, "slow")
+    rows(database_url, "create function slow() returns trigger language plpgsql as $$ begin"
+                       " raise exception 'canceling statement due to statement timeout' using errcode = '57014'; end $$;"
+                       " create trigger slow before update of owner on job_queue for each row"
+                       " when (new.task_name = 'slow' and new.owner is not null) execute function slow()")
+    for lease, pause in ((first, 0.04), (second, 0.08)):
+        cycle.settlements.complete(lease)
+        cycle.claims.wake()
+        wait_until(lambda: cycle.pump() or cycle.session.busy, "the batch is sent")
+        sent = monotonic()
+        wait_until(lambda: not cycle.session.busy or cycle.session.wait(0.1) or cycle.on_readable() or False, "the batch is over")
+        assert one(database_url, "select status from job_queue where id = %s", (lease.id,)) == "completed"
+        assert cycle.trouble.until > sent + pause
+    assert not cycle.ready
 
 
 def test_a_settlement_that_is_refused_takes_back_no_claim(cycle: Cycle, database_url: str) -> None:

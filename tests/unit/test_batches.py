@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from celery_jobqueue.broker.session import Session
+from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.sql import Statement
 from celery_jobqueue.db.url import libpq_dsn
 from tests.support.database import rows
@@ -28,18 +28,20 @@ def plain(text: str) -> Statement:
 def test_what_goes_ahead_is_answered_and_committed_first(session: Session, empty_database_url: str) -> None:
     session.run((plain("create table t (x text)"), ()))
     order: list[str] = []
-    session.send([(plain("select pg_sleep(1)"), ()), (plain("insert into t values ('behind')"), ())],
-                 lambda _: order.append("behind"),
-                 ([(plain("insert into t values ('ahead') returning x"), ())], lambda told: order.append(str(told[0][0][0]))))
 
     def ahead() -> bool:
         session.wait(0.1)
         session.on_readable()
         return bool(order)
 
-    wait_until(ahead, "the first part is answered")
-    assert (order, session.busy) == (["ahead"], True)
-    assert rows(empty_database_url, "select x from t") == [{"x": "ahead"}]
+    with psycopg.connect(empty_database_url) as holder:
+        holder.execute("select pg_advisory_xact_lock(1)")
+        session.send([(plain("select pg_advisory_xact_lock(1)"), ()), (plain("insert into t values ('behind')"), ())],
+                     lambda _: order.append("behind"),
+                     ([(plain("insert into t values ('ahead') returning x"), ())], lambda told: order.append(str(told[0][0][0]))))
+        wait_until(ahead, "the first part is answered")
+        assert (order, session.busy) == (["ahead"], True)
+        assert rows(empty_database_url, "select x from t") == [{"x": "ahead"}]
     session.finish()
     assert (order, session.busy) == (["ahead", "behind"], False)
     assert len(rows(empty_database_url, "select x from t")) == 2
@@ -58,3 +60,14 @@ def test_parts_of_a_batch_fail_apart(session: Session, bad: str) -> None:
     # What was prepared in a part that failed is known only as far as it got.
     assert session.run(*([(statement, params and ("1",)) for part in named.values() for statement, params in part])) == [
         [("1",)], [("2",)], [("1",)], [("2",)]]
+
+
+def test_what_a_failed_part_was_to_prepare_is_missed_by_nobody(session: Session) -> None:
+    session.connect()
+    took: list[list[list[Row]]] = []
+    shared = Statement("shared", b"select 2")
+    session.send([(shared, ())], took.append, ([(Statement("bad", b"select 1 / 0"), ()), (shared, ())], took.append))
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        session.finish()
+    assert took == [[[("2",)]]]
+    assert session.run((shared, ()), (shared, ())) == [[("2",)], [("2",)]]

@@ -265,6 +265,19 @@ def test_a_busy_worker_leaves_out_for_a_moment_what_it_saw_empty(session: Sessio
     assert look(claims, session, 1, 10.06) == ["urgent, a moment later"]
 
 
+def test_what_one_channels_claim_sees_says_nothing_of_anothers_queues(session: Session, database_url: str) -> None:
+    """Queues with different credit are claimed apart, in one batch."""
+    for number in range(3):
+        put(database_url, f"lazy{number}", 60, "a", 9)
+        put(database_url, f"urgent{number}", 60, "b", 1)
+    claims = claims_of("a", "b")
+    batches = [(queue, claims.calls(Places(2), [queue], 10.0)) for queue in "ab"]
+    for _, calls in batches:
+        claims.took(session.run(*calls)[0], None, 2, 10.0)
+    _, parameters = claims.calls(Places(2), ["b"], 10.01)[0]
+    assert parameters[3] == "{1,2,3,4,5,6,7,8,9,10}"
+
+
 def test_who_is_told_or_finds_too_little_looks_everywhere(session: Session, database_url: str) -> None:
     for number in range(6):
         put(database_url, f"job{number}", 60 - number)

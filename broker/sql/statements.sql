@@ -331,7 +331,7 @@ select (select system_identifier from pg_catalog.pg_control_system()),
 
 -- name: still_held
 -- Whether a job is still this lease's to finish.
-select exists (select from public.job_queue where id = $1::uuid and lease = $2::uuid and owner is not null);
+select exists (select from public.job_queue where id = $1::uuid and lease = $2::uuid and num_nonnulls(owner) = 1);
 
 -- name: finished
 -- Whether this lease has completed its job.

@@ -96,8 +96,18 @@ def test_a_wake_up_means_now() -> None:
     assert claims.next_look > now + 1
     claims.wake("a")
     assert claims.due(now)
-    claims.took([], None, 10, now)
+    claims.took([row(1)], None, 10, now)
     assert claims.next_look < now + 0.05  # and the hurry begins again
+
+
+def test_who_was_told_and_came_too_late_sleeps_on() -> None:
+    """Fifty idle workers hear of one job, and one of them gets it."""
+    claims = claims_of("a")
+    now = looks(claims, 100.0, 30.0)[-1]
+    claims.wake("a")
+    claims.took([], None, 10, now)
+    assert claims.next_look > now + SLOWEST * 0.89
+    assert claims.idle
 
 
 def test_a_full_hand_means_that_there_is_more() -> None:

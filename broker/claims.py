@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import md5
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -21,9 +22,9 @@ _PRIORITIES = range(1, 11)
 _FIRST_POLL = 0.003
 #: Cursors are dropped this often (seconds), for rows that became visible behind them: late commits, rows given back.
 _REWIND_EVERY = 1.0
-#: A worker that finds more than it has places for leaves out, for so many seconds, the levels that it has just seen empty above
-#: those jobs: 50 queues are 500 levels, of which a claim went through 200 before it came to the first job.
-_SEEN_EMPTY = 0.05
+#: A worker that finds more than it has places for leaves out, for so many seconds, the levels that it has just seen empty before
+#: those jobs, and asks for so many of the others: of 50 queues' 500 levels a claim went through 200 before the first job.
+_SEEN_EMPTY, _BUSY_LEVELS = 0.05, 16
 #: But so late when the database refuses the claim of a row: its turn comes again then.
 PASSED_OVER = 10.0
 
@@ -94,7 +95,7 @@ class Claims:
         self._turn = 0
         self._asked: Sequence[tuple[str, int]] = ()
         self._empty: frozenset[tuple[str, int]] = frozenset()
-        self._learns = False
+        self._learns, self._asked_all = False, True
         self._empty_until = 0.0
         self._passed: dict[tuple[str, int], tuple[_Cursor, float]] = {}
 
@@ -146,9 +147,10 @@ class Claims:
         everywhere = len(queues) == len(self.queues)  # else claims of other channels, with windows of their own, go with it
         if now >= self._empty_until or not everywhere:
             self._empty = frozenset()
-        self._learns = everywhere and not self._empty
         turn = [*queues[self._turn:], *queues[:self._turn]]
-        self._asked = [level for priority in _PRIORITIES for queue in turn if (level := (queue, priority)) not in self._empty]
+        levels = (level for priority in _PRIORITIES for queue in turn if (level := (queue, priority)) not in self._empty)
+        self._asked = list(islice(levels, _BUSY_LEVELS) if everywhere and now < self._empty_until else levels)
+        self._learns, self._asked_all = everywhere, next(levels, None) is None
         calls: list[Call] = [(statement("claim"), (
             self.owner, str(places.limit), *self._levels(),
             places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
@@ -193,8 +195,11 @@ class Claims:
             self._poll_at, self._interval = now, _FIRST_POLL
             self.idle = self.idle and self._full < 3
             return
-        self._full = 0
         self._empty_until = 0.0
+        if not self._asked_all:
+            self._poll_at = now
+            return
+        self._full = 0
         if rows:
             self._interval = _FIRST_POLL
         elif self.idle and self.woken:
@@ -211,10 +216,12 @@ class Claims:
     def _leave_out(self, rows: list[Row], now: float) -> None:
         if not self._learns:
             return
+        if now >= self._empty_until:
+            self._empty_until = now + _SEEN_EMPTY
         found = {(row[2], int(row[3] or 0)) for row in rows}
-        last = max(priority for _, priority in found)  # of that priority the claim need not have gone through every queue
-        self._empty = frozenset(level for level in self._asked if level[1] < last and level not in found)
-        self._empty_until = now + _SEEN_EMPTY
+        # The claim goes through the levels in this order, and has ended with the last in which it found something.
+        last = max((number for number, level in enumerate(self._asked) if level in found), default=0)
+        self._empty |= {level for level in self._asked[:last] if level not in found}
 
 
 def text_array(values: Iterable[str]) -> str:

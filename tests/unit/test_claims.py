@@ -288,6 +288,31 @@ def test_what_one_channels_claim_sees_says_nothing_of_anothers_queues(session: S
     assert parameters[3] == "{1,2,3,4,5,6,7,8,9,10}"
 
 
+def test_of_many_queues_a_busy_worker_asks_for_a_few_and_serves_all(session: Session, database_url: str) -> None:
+    queues = [f"q{number:02}" for number in range(40)]
+    for queue in queues:
+        for number in range(3):
+            put(database_url, f"{queue} {number}", 60 - number, queue)
+    claims = claims_of(*queues)
+    served = look(claims, session, 2, 10.0)
+    assert len(asked(claims, 10.01)) == 16
+    while found := look(claims, session, 2, 10.02):
+        served += found
+    assert sorted(served) == sorted(f"{queue} {number}" for queue in queues for number in range(3))
+
+
+def test_who_asks_for_a_few_and_finds_too_little_asks_for_all_at_once(session: Session, database_url: str) -> None:
+    queues = [f"q{number:02}" for number in range(40)]
+    for queue in ("q02", "q39"):
+        put(database_url, f"{queue} a", 60, queue)
+        put(database_url, f"{queue} b", 60, queue)
+    claims = claims_of(*queues)
+    assert look(claims, session, 2, 10.0) == ["q02 a", "q02 b"]
+    assert look(claims, session, 2, 10.01) == []
+    assert claims.due(10.01)
+    assert look(claims, session, 2, 10.01) == ["q39 a", "q39 b"]
+
+
 def test_who_is_told_or_finds_too_little_looks_everywhere(session: Session, database_url: str) -> None:
     for number in range(6):
         put(database_url, f"job{number}", 60 - number)

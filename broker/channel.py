@@ -312,7 +312,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         transport = self._live
         if not transport.topology.holds_jobs(queue):
-            calls: list[Call] = [(statement("fetch"), ("{" + _quoted(queue) + "}", "1"))]
+            calls: list[Call] = [(statement("fetch"), (text_array([queue]), "1"))]
             [rows] = transport.run(*calls)
             if not rows:
                 raise Empty
@@ -374,7 +374,3 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         raw = message.serializable()
         if message.queue and self._transport.session.connected:
             self._transport.run(send_call(raw, [message.queue], self._transport.settings.priority_scale))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'

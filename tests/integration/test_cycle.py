@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from math import inf
 from time import monotonic
@@ -48,14 +48,14 @@ def claimed(cycle: Cycle) -> Lease:
     return Lease.of(cycle.ready.popleft()[1]["properties"]["job"])
 
 
-def loop_until(cycle: Cycle, done: str) -> None:
-    """The event loop, until the next job is there although the batch is not over."""
+def loop_until(cycle: Cycle, done: Callable[[], bool], what: str) -> None:
+    """The event loop, which takes in what the server says."""
     def turned() -> bool:
         cycle.session.wait(0.1)
         cycle.on_readable()
-        return bool(cycle.ready)
+        return done()
 
-    wait_until(turned, done)
+    wait_until(turned, what)
 
 
 def test_a_claim_does_not_wait_for_what_is_settled_with_it(cycle: Cycle, database_url: str) -> None:
@@ -66,7 +66,7 @@ def test_a_claim_does_not_wait_for_what_is_settled_with_it(cycle: Cycle, databas
         cycle.settlements.complete(first)
         cycle.claims.wake()
         cycle.pump()
-        loop_until(cycle, "the second job is claimed")
+        loop_until(cycle, lambda: bool(cycle.ready), "the second job is claimed")
         assert cycle.session.busy
         assert one(database_url, "select status from job_queue where id = %s", (first.id,)) == "pending"
     cycle.finish()
@@ -82,7 +82,7 @@ def test_a_claim_that_is_refused_stops_no_settlement(cycle: Cycle, database_url:
     cycle.settlements.complete(first)
     cycle.claims.wake()
     cycle.pump()
-    wait_until(lambda: not cycle.session.busy or cycle.session.wait(0.1) or cycle.on_readable() or False, "the batch is over")
+    loop_until(cycle, lambda: not cycle.session.busy, "the batch is over")
     assert one(database_url, "select status from job_queue where id = %s", (first.id,)) == "completed"
     assert not cycle.ready
     assert cycle.refusals  # the claim is looked into
@@ -102,7 +102,7 @@ def test_a_claim_in_trouble_stops_no_settlement_again_and_again(cycle: Cycle, da
         cycle.claims.wake()
         wait_until(lambda: cycle.pump() or cycle.session.busy, "the batch is sent")
         sent = monotonic()
-        wait_until(lambda: not cycle.session.busy or cycle.session.wait(0.1) or cycle.on_readable() or False, "the batch is over")
+        loop_until(cycle, lambda: not cycle.session.busy, "the batch is over")
         assert one(database_url, "select status from job_queue where id = %s", (lease.id,)) == "completed"
         assert cycle.trouble.until > sent + pause
     assert not cycle.ready
@@ -117,7 +117,7 @@ def test_a_settlement_that_is_refused_takes_back_no_claim(cycle: Cycle, database
     cycle.settlements.fail(first, Failure("it failed"))
     cycle.claims.wake()
     cycle.pump()
-    wait_until(lambda: not cycle.session.busy or cycle.session.wait(0.1) or cycle.on_readable() or False, "the batch is over")
+    loop_until(cycle, lambda: not cycle.session.busy, "the batch is over")
     assert [message["properties"]["job"]["task"] for _, message in cycle.ready] == ["second"]
     assert cycle.refusals.held() == {first.id}
     second = Lease.of(cycle.ready[0][1]["properties"]["job"])

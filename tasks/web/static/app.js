@@ -16,6 +16,10 @@ const shown = new Map(); // job id → the job as it was shown last
 const awaited = new Set(); // jobs whose end is announced: those ordered here, and those that were not finished
 let listed = false; // whether the list has been shown once
 
+function hasEnded(job) {
+  return job.status === "completed" || job.status === "failed";
+}
+
 function words(job) {
   if (job.status === "completed") return job.certificate ? `Ready · ${job.certificate.serial}` : "Ready";
   if (job.status === "failed") return `Failed: ${job.error ?? "no reason was given"}`;
@@ -38,7 +42,7 @@ function show(job) {
     list.prepend(item);
     nothing.hidden = true;
   }
-  const ended = job.status === "completed" || job.status === "failed";
+  const ended = hasEnded(job);
   item.className = `job ${job.status}`;
   item.querySelector(".title bdi").textContent = job.title;
   item.querySelector(".state").textContent = words(job);
@@ -65,7 +69,7 @@ function announceEnd(job) {
 
 function showAll(jobs) {
   for (const job of [...jobs].reverse()) show(job);
-  if (!listed && jobs.some((job) => job.status === "pending" || job.status === "processing")) announce("Processing in background…", "");
+  if (!listed && !jobs.every(hasEnded)) announce("Processing in background…", "");
   listed = true;
 }
 
@@ -140,12 +144,11 @@ form?.addEventListener("submit", async (event) => {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(order) });
     const said = await answer.json();
     if (answer.status !== 202) return complain(said.error?.message ?? "It could not be queued.", said.error?.field);
-    const faster = shown.get(said.job.id); // the stream may have brought the job before this answer came
-    if (faster?.status === "completed" || faster?.status === "failed") announceEnd(faster);
-    else {
-      announce(said.message, "");
-      if (!faster) show(said.job);
-    }
+    // The worker may have been faster than this answer, and the stream have brought the job before it.
+    if (!shown.has(said.job.id)) show(said.job);
+    const job = shown.get(said.job.id);
+    if (hasEnded(job)) announceEnd(job);
+    else announce(said.message, "");
     form.recipient_name.value = "";
     if (form.recipient_key) form.recipient_key.value = "";
     form.recipient_name.focus();

@@ -199,7 +199,9 @@ def test_where_nothing_can_be_streamed_it_asks(office: Office, browser: Browser)
 
 
 @pytest.mark.parametrize(("status", "announced"), [
-    ("pending", "Processing in background…"), ("completed", "Ada: the certificate is ready."), ("failed", "Ada: no certificate. no ink")])
+    ("pending", "Processing in background…"), ("completed", "Ada: the certificate is ready."),
+    ("failed", "Ada: no certificate. no ink"),
+])
 def test_the_answer_to_the_click_says_how_far_the_job_is(office: Office, browser: Browser, status: str, announced: str) -> None:
     """A worker can be done before the answer is written: then neither the stream nor a poll brings any news of the job's end."""
     def answer(route: Route) -> None:

@@ -76,6 +76,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.door = self.gate
         transport.cycle_.duties.count_for(self.gate)
         _watch_again(consumer.pool)
+        _heed_the_dead(consumer.pool)
         self.gate.transport = transport
         self.gate.reset()
         self._claim_identity(transport.cycle_)
@@ -138,6 +139,25 @@ def _watch_again(pool: Any) -> None:
     for process in getattr(getattr(pool, "_pool", None), "_pool", None) or ():
         if getattr(process, "_sentinel_poll", 0) is None:
             del process._sentinel_poll
+
+
+def _heed_the_dead(pool: Any) -> None:
+    """Celery's prefork pool gives a job whose process has died to another one, unless it has read that it was begun. If the process
+    dies while the end of another is dealt with, that is still to be read: of 30 jobs that kill their process each time, in a pool
+    of six, some five ran more often than they were counted.
+    """
+    inner = getattr(pool, "_pool", None)
+    give_to_another = getattr(inner, "on_partial_read", None)
+    if inner is None or give_to_another is None or hasattr(give_to_another, "__wrapped__"):
+        return
+
+    @wraps(give_to_another)
+    def heed(job: Any, process: Any) -> None:
+        if not job._accepted:
+            inner.process_flush_queues(process)
+        give_to_another(job, process)
+
+    inner.on_partial_read = heed
 
 
 def _is_solo(consumer: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from tests.support import suicidal_app
 from tests.support.cutting import CuttingProxy
 from tests.support.database import one, rows
 from tests.support.waiting import wait_until
@@ -129,3 +131,14 @@ def test_a_pool_process_that_is_just_ending_does_not_end_the_worker_when_the_con
     wait_until(lambda: "Trying to re-establish" in running.text or running.process.poll() is not None, "the worker has noticed")
     assert app.tasks["t.add"].delay(1, 1).get(timeout=20) == 2
     assert running.process.poll() is None, running.text
+
+
+def test_a_job_whose_process_dies_beside_others_is_not_run_once_more(app: Celery, database_url: str, start_worker: Start,
+                                                                     tmp_path: Path) -> None:
+    """Celery would give it to another process, uncounted: it has not read yet that this one has begun it."""
+    suicidal_app.add_tasks(app)
+    start_worker("-c", "6", "--prefetch-multiplier", "2", app="tests.support.suicidal_app")
+    ran = tmp_path / "ran"
+    jobs = {app.tasks["t.suicide"].delay(str(ran)).id for _ in range(30)}
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'failed'") == 30, "all have failed", 90)
+    assert Counter(ran.read_text().split()) == dict.fromkeys(jobs, 3)

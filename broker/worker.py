@@ -142,9 +142,9 @@ def _watch_again(pool: Any) -> None:
 
 
 def _heed_the_dead(pool: Any) -> None:
-    """Celery's prefork pool gives a job whose process has died to another one, unless it has read that it was begun. If the process
-    dies while the end of another is dealt with, that is still to be read: of 30 jobs that kill their process each time, in a pool
-    of six, some five ran more often than they were counted.
+    """Celery's prefork pool gives a job whose process has died to another one, unless it has read that it was begun. If the
+    process dies while the end of another is dealt with, that is still to be read: of 30 jobs that kill their process each time, in
+    a pool of six, some five ran more often than they were counted.
     """
     inner = getattr(pool, "_pool", None)
     give_to_another = getattr(inner, "on_partial_read", None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
@@ -27,7 +27,7 @@ from celery_jobqueue.broker.collector import collected, collecting
 from celery_jobqueue.broker.context import parameter_position
 from celery_jobqueue.broker.enqueue import jobs_in
 from celery_jobqueue.broker.messages import check_size, is_json, storable, uuid7
-from celery_jobqueue.broker.publishing import arrays, send_safely
+from celery_jobqueue.broker.publishing import arrays, send_as_made, send_safely
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.db.errors import InvalidJob
@@ -36,6 +36,8 @@ __all__ = ["enqueue_many"]
 
 _Pair = tuple[tuple[Any, ...], dict[str, Any]]
 _PLAIN = (int, str, float, bool, type(None))  # repr() of a few of them is mostly what saferepr() makes, twenty times faster
+#: Jobs that the server inserts while the next ones are made. Those of one statement take it 5 ms, which hides a round trip.
+_PART = 250
 _SHOWN = 100  # characters up to which that is so for certain
 
 
@@ -61,11 +63,15 @@ def enqueue_many(task: Any, calls: Iterable[tuple[Any, ...] | list[Any] | Mappin
         with jobs_in(task.app):
             return _one_by_one(task, pairs, options)
     ids = [str(uuid.uuid4()) for _ in pairs]
-    rows = [copier.row(id_, args, kwargs) for id_, (args, kwargs) in zip(ids, pairs, strict=True)]
-    store: list[Call] = [(statement("publish"), ("[]" if copier.capped else jobs, jobs if copier.capped else None, "f"))
-                         for jobs in arrays(rows)]
+    rows = (copier.row(id_, args, kwargs) for id_, (args, kwargs) in zip(ids, pairs, strict=True))
+    store: Iterator[Call] = ((statement("publish"), ("[]" if copier.capped else jobs, jobs if copier.capped else None, "f"))
+                             for jobs in arrays(rows, _PART))
     with task.app.pool.acquire(block=True) as connection:
-        send_safely(connection.default_channel.connection, store)
+        transport = connection.default_channel.connection
+        if len(pairs) > _PART:
+            send_as_made(transport, store)
+        else:
+            send_safely(transport, list(store))
     results = [task.AsyncResult(id_) for id_ in ids]
     parent = get_current_worker_task()
     if parent is not None and options.get("add_to_parent", True):

@@ -21,7 +21,7 @@ from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Destination, send_call
 from celery_jobqueue.db.errors import InvalidJob
 
-__all__ = ["Outgoing", "PublishBatch", "arrays", "send", "send_safely"]
+__all__ = ["Outgoing", "PublishBatch", "arrays", "send", "send_as_made", "send_safely"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,12 @@ def _arrays(jobs: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield from arrays(map(dumps, jobs))
 
 
-def arrays(rows: Iterable[str]) -> Iterator[str]:
-    """JSON objects as JSON arrays of a size that one statement can carry."""
+def arrays(rows: Iterable[str], most: int = _MAX_JOBS) -> Iterator[str]:
+    """JSON objects as JSON arrays of a size that one statement can carry, of so many objects at most."""
     part: list[str] = []
     characters = 0
     for row in rows:
-        if part and (len(part) >= _MAX_JOBS or characters + len(row) > _MAX_CHARACTERS):
+        if part and (len(part) >= most or characters + len(row) > _MAX_CHARACTERS):
             yield f"[{','.join(part)}]"
             part, characters = [], 0
         part.append(row)
@@ -126,6 +126,19 @@ def send_safely(transport: Any, calls: list[Call]) -> list[list[Row]]:
         interval_start=policy.get("interval_start", 0), interval_step=policy.get("interval_step", 0.2),
         interval_max=policy.get("interval_max", 1))
     return answers
+
+
+def send_as_made(transport: Any, calls: Iterable[Call]) -> None:
+    """As `send_safely`, with the server at work on each call while the next is made. What making one raises rolls back all."""
+    made: list[Call] = []
+    making = iter(calls)
+    try:
+        with transport.session.transaction():
+            for call in making:
+                made.append(call)
+                transport.session.start([call])
+    except psycopg.Error:
+        send_safely(transport, [*made, *making])
 
 
 class PublishBatch:

@@ -181,16 +181,25 @@ class Session:
         connection broke while committing.
         """
         with self._lock:
+            answers: list[list[Row]] = []
+            self.start(calls, answers.extend)
+            self._finish()
+            return answers
+
+    def start(self, calls: Sequence[Call], done: Done | None = None) -> None:
+        """As `run`, without waiting for the answer: the next call does that first, and may raise what this one has caused."""
+        with self._lock:
             if self._begun and not self.connected:
                 raise psycopg.OperationalError("the connection to PostgreSQL was lost in a transaction")
             self.connect()
             self._finish()
-            answers: list[list[Row]] = []
             begins = self.in_transaction and not self._begun
             self._begun = self._begun or begins
-            self.send([(_BEGIN, ()), *calls] if begins else calls, answers.extend)
-            self._finish()
-            return answers[1:] if begins else answers
+            if begins:
+                self.send([(_BEGIN, ()), *calls], None if done is None else lambda answers: done(answers[1:]))
+            else:
+                self.send(calls, done)
+            self._finish(sent=True)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -209,6 +218,8 @@ class Session:
                     self.run((_COMMIT, ()))
             except BaseException:
                 if self._begun and self.connected:
+                    with suppress(psycopg.Error):
+                        self._finish()  # which may raise
                     with suppress(psycopg.Error):
                         self.run((_ROLLBACK, ()))
                 raise
@@ -298,14 +309,18 @@ class Session:
         with self._lock:
             self._finish()
 
-    def _finish(self, seconds: float | None = None) -> None:
+    def _finish(self, seconds: float | None = None, *, sent: bool = False) -> None:
+        """Wait for the answer to the batch in flight; sent: only until the kernel has all of the batch."""
         deadline = monotonic() + (self.timeout if seconds is None else seconds)
         while self._batch is not None:
+            unsent = self.wants_write()
+            if sent and not unsent:
+                return
             left = deadline - monotonic()
             if left <= 0:
                 self.give_up()
             socket = self.fileno()
-            _wait([socket], [socket] if self.wants_write() else [], min(left, 1.0))
+            _wait([socket], [socket] if unsent else [], min(left, 1.0))
             self.on_readable()
 
     def give_up(self) -> None:

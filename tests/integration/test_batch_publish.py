@@ -13,7 +13,7 @@ from celery import Celery, group
 from kombu import Exchange, Queue
 from kombu.exceptions import BatchPublishError
 
-from celery_jobqueue.broker import jobs_in
+from celery_jobqueue.broker import enqueue_many, jobs_in
 from celery_jobqueue.db.errors import InvalidJob
 from tests.support.cutting import CuttingProxy
 from tests.support.database import one, rows
@@ -127,7 +127,7 @@ def test_a_batch_is_written_whole_or_not_at_all(app: Celery, database_url: str) 
 # -- once each, whatever happens to the connection -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["one by one", "batch", "full batch", "jobs_in(app)"])
+@pytest.mark.parametrize("way", ["one by one", "batch", "full batch", "jobs_in(app)", "enqueue_many"])
 def test_a_lost_reply_makes_no_second_job(way: str, client: Celery, database_url: str, proxy: CuttingProxy) -> None:
     """The server has committed, and the connection dies before it says so."""
     add = client.tasks["t.add"]
@@ -137,6 +137,8 @@ def test_a_lost_reply_makes_no_second_job(way: str, client: Celery, database_url
         if way == "one by one":
             for n in range(3):
                 add.apply_async((n, n), producer=producer)
+        elif way == "enqueue_many":
+            enqueue_many(add, [(n, n) for n in range(3)])
         elif way == "jobs_in(app)":
             with jobs_in(client):
                 for n in range(3):
@@ -147,6 +149,18 @@ def test_a_lost_reply_makes_no_second_job(way: str, client: Celery, database_url
                     add.apply_async((n, n), producer=producer)
     assert proxy.swallowed == 1
     assert count(database_url) == 4
+
+
+@pytest.mark.parametrize("lost", [b"jobqueue.publish", b"commit"])
+def test_a_reply_that_is_lost_amid_thousands_makes_no_second_job(lost: bytes, client: Celery, database_url: str,
+                                                                  proxy: CuttingProxy) -> None:
+    """They go out in parts, one transaction in all."""
+    proxy.swallow_reply_to(lost)
+    results = enqueue_many(client.tasks["t.add"], [(n, n) for n in range(1100)])
+    assert proxy.swallowed == 1
+    assert transactions(database_url) == [1100]
+    found = rows(database_url, "select task_id from job_queue order by run_at, id")
+    assert [row["task_id"] for row in found] == [result.id for result in results]
 
 
 def test_a_lost_reply_to_a_retry_makes_no_second_job(database_url: str, proxy: CuttingProxy, app: Celery,

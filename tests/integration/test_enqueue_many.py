@@ -83,6 +83,28 @@ def test_a_mistake_in_one_of_them_queues_none(calls: Any, options: dict[str, Any
     assert count(database_url) == 0
 
 
+@pytest.mark.parametrize("wrong", [(), ("x", 0, "too many")])
+def test_a_mistake_late_among_thousands_queues_none(wrong: Any, many: Any, database_url: str) -> None:
+    """By then the server has inserted most of them."""
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            enqueue_many(many, [*(("x", number) for number in range(1100)), wrong])
+    assert count(database_url) == 0
+    enqueue_many(many, [("x", number) for number in range(600)])
+    assert count(database_url) == 600
+
+
+def test_what_the_server_refuses_late_queues_none(many: Any, database_url: str) -> None:
+    rows(database_url, """alter table job_queue add constraint short check (length(payload) < 1000)""")
+    for place in (10, 600, 1199):
+        calls = [("x" * (2000 if number == place else 1),) for number in range(1200)]
+        with pytest.raises(psycopg.errors.CheckViolation, match="short"):
+            enqueue_many(many, calls)
+        assert count(database_url) == 0
+    enqueue_many(many, [("x",)] * 600)
+    assert count(database_url) == 600
+
+
 def test_nothing_is_nothing(many: Any, database_url: str) -> None:
     assert enqueue_many(many, []) == []
     assert count(database_url) == 0

@@ -21,7 +21,7 @@ from celery_jobqueue.broker.messages import decode_job, decode_transient, revoca
 from celery_jobqueue.broker.outbox import outbox_of
 from celery_jobqueue.broker.publishing import Outgoing, PublishBatch, send
 from celery_jobqueue.broker.session import Call
-from celery_jobqueue.broker.settlements import Failure, Lease
+from celery_jobqueue.broker.settlements import Failure, Lease, Result
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import send_call
 from celery_jobqueue.broker.trouble import first_line
@@ -43,6 +43,8 @@ class Delivered(virtual.Message):  # type: ignore[misc]
         self.queue: str | None = payload.get("queue")
         #: How the job ended; None: as the acknowledgement says.
         self.failure: Failure | None = None
+        #: What came of it, to be stored with its completion.
+        self.result: Result | None = None
         #: Acknowledged before it ran: the acknowledgement frees the prefetch window and settles nothing.
         self.early = False
 
@@ -346,7 +348,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if message.failure is not None:
             settlements.fail(message.lease, message.failure)
         else:
-            settlements.complete(message.lease)
+            settlements.complete(message.lease, message.result)
         self._transport.settle_soon()
 
     def refuse(self, message: Delivered, requeue: bool) -> None:

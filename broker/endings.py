@@ -18,7 +18,7 @@ from celery_jobqueue.broker.settlements import Failure, Lease, Settlements, desc
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import libpq_dsn
 
-__all__ = ["REVOKED", "app_of", "mark_unreadable", "tell_celery", "unreadable"]
+__all__ = ["REVOKED", "app_of", "mark_unreadable", "result_refused", "tell_celery", "unreadable"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,21 @@ def unreadable(app: Any, settlements: Settlements, lease: Lease, task_id: str | 
 def mark_unreadable(app: Any, lease: Lease, task_id: str | None, error: BaseException) -> None:
     """Who waits for the result of an unreadable job hears that there will be none."""
     logger.error("the message of job %s cannot be read: %s", lease.id, describe(error), extra=lease.about)
-    if task_id is None:
-        return
+    if task_id is not None:
+        _mark_failed(app, lease, task_id, ValueError(f"the message cannot be read: {describe(error)}"))
+
+
+def result_refused(app: Any, lease: Lease, error: BaseException) -> bool:
+    """A job has run, and the database does not take its result: it fails with that reason. Whether that could be said."""
+    logger.error("the result of job %s is refused: %s", lease.id, describe(error), extra=lease.about)
+    return _mark_failed(app, lease, (lease.job or {})["task_id"], error)
+
+
+def _mark_failed(app: Any, lease: Lease, task_id: str, error: BaseException) -> bool:
     request = Context(id=task_id, properties={"job": {"id": lease.id, "lease": lease.token}})
     try:
-        app.backend.mark_as_failure(task_id, ValueError(f"the message cannot be read: {describe(error)}"), request=request)
+        app.backend.mark_as_failure(task_id, error, request=request)
     except Exception:
         logger.exception("the end of job %s could not be told to Celery", lease.id, extra=lease.about)
+        return False
+    return True

@@ -29,6 +29,7 @@ from celery.exceptions import Ignore
 
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.callers import borrow, borrow_async
+from celery_jobqueue.broker.carried import stays_here
 from celery_jobqueue.broker.collector import collecting, drive
 from celery_jobqueue.broker.context import lease_of
 from celery_jobqueue.broker.enqueue import explaining, identity_call, same_database, script_for
@@ -138,6 +139,7 @@ class _Run:
         ignored = bool(get_actual_ignore_result(self.task, self.request))
         session = _TransactionSession(run)
         self.request.finish_may_stand = False  # of an earlier call, perhaps: its transaction was rolled back
+        stays_here(self.request.properties["job"])
         try:
             with explaining("jobqueue_worker"), self._visible(), collecting(wake=True) as jobs, lending(
                     backend.settings.conninfo if ours else self.broker.conninfo, session):

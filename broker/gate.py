@@ -10,6 +10,7 @@ from typing import Any
 
 from celery.worker import state as worker_state
 
+from celery_jobqueue.broker.carried import may_be_carried
 from celery_jobqueue.broker.claims import Door, Places, text_array
 from celery_jobqueue.broker.endings import mark_unreadable
 from celery_jobqueue.broker.settlements import REFUSED, Failure, describe
@@ -226,6 +227,8 @@ class Gate(Door):
         self._enter(request)
 
     def _enter(self, request: Any) -> None:
+        if self._inside.get(request) and request.task.acks_late:
+            may_be_carried(request.message.properties["job"])
         try:
             self._enter_pool(request)
         except Exception as error:  # a header that somebody wrote by hand

@@ -23,6 +23,7 @@ from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.session import Row
 from celery_jobqueue.broker.settlements import REFUSED, Failure, Flight, Lease
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.trouble import for_good
 
 if TYPE_CHECKING:
     from celery_jobqueue.broker.cycle import Cycle
@@ -45,6 +46,8 @@ class Refusals:
         # What goes out before anything else, each made when its turn comes; a plan without calls has nothing to say.
         self._alone: deque[tuple[Callable[[], Plan], Flight | None]] = deque()
         self._aside: list[tuple[float, float, Flight]] = []  # when, the pause after it, what
+        #: Told (lease, error) of a job whose result is refused. True when the job has ended by that.
+        self.on_result: Callable[[Lease, psycopg.Error], bool] = lambda *_: False
         identity().holders.add(self)
 
     def held(self) -> set[str]:
@@ -107,6 +110,8 @@ class Refusals:
 
     def _keep(self, flight: Flight, error: psycopg.Error, pause: float) -> None:
         lease, what = _only(flight)
+        if flight.results and for_good(error) and self.on_result(lease, error):
+            return
         logger.error("PostgreSQL refuses that job %s is %s: %s. It is tried again in %g s, and nothing waits for it",
                      lease.id, what, _described(error), _LONGEST if flight.starts else pause, extra=lease.about)
         at = monotonic() + pause
@@ -138,7 +143,8 @@ class Refusals:
 
 
 def _only(flight: Flight) -> tuple[Lease, str]:
-    told = {"completed": flight.completed, "failed": [lease for lease, _ in flight.failed], "given back": flight.released,
+    told = {"completed": [*flight.completed, *(lease for lease, _ in flight.results)],
+            "failed": [lease for lease, _ in flight.failed], "given back": flight.released,
             "lost": flight.doubtful, "started": [lease for lease, _, _ in flight.starts]}
     [one] = [(lease, what) for what, leases in told.items() for lease in leases]
     return one

@@ -191,17 +191,19 @@ class JobRequest(Request):  # type: ignore[misc]
 
 def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(on_success)
-    def told(self: JobRequest, failed__retval__runtime: tuple[bool, Any, float], **kwargs: Any) -> Any:
-        if self.lease is not None and not failed__retval__runtime[0]:
-            # Its process has stored the result on the row, and completed the job by that; if that failed, it has said so.
+    def told(self: JobRequest, outcome: tuple[Any, ...], **kwargs: Any) -> Any:
+        failed, value, runtime, *carried = outcome
+        if self.lease is not None and not failed:
+            self._message.result = carried[0] if carried else None
+            # Else its process has stored the result on the row, and completed the job by that; if that failed, it has said so.
             here = getattr(self.task.backend, "has_jobs", False)
-            self._message.properties["job"]["stored"] = here and not self.ignore_result
-        result = on_success(self, failed__retval__runtime, **kwargs)
-        if not failed__retval__runtime[0]:
+            self._message.properties["job"]["stored"] = here and not self.ignore_result and not carried
+        answer = on_success(self, (failed, value, runtime), **kwargs)
+        if not failed:
             if self.job_gate is not None:
-                self.job_gate.pace.note(self.name, failed__retval__runtime[2])
+                self.job_gate.pace.note(self.name, runtime)
             self.end()
-        return result
+        return answer
 
     return told
 

@@ -12,14 +12,16 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from kombu.utils.encoding import safe_repr, safe_str
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["REFUSED", "Failure", "Flight", "Lease", "Settlements", "describe", "settlements_for", "shortened", "warn_of_loss"]
+__all__ = [
+    "REFUSED", "Failure", "Flight", "Lease", "Result", "Settlements", "describe", "settlements_for", "shortened", "warn_of_loss",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,13 @@ class Lease:
                 "attempt": job.get("attempts"), "max_attempts": job.get("max_attempts")}
 
 
+class Result(NamedTuple):
+    """What came of a job: its result and what else Celery keeps of it, as JSON."""
+
+    text: str | None
+    meta: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """How an attempt failed. retry: whether another attempt may follow; delay: how long to wait first (None: backoff)."""
@@ -77,6 +86,8 @@ class Flight:
     """The settlements one batch carries, until the database has confirmed them."""
 
     completed: list[Lease] = field(default_factory=list)
+    #: Completed too, with results that are to be stored.
+    results: list[tuple[Lease, Result]] = field(default_factory=list)
     released: list[Lease] = field(default_factory=list)
     failed: list[tuple[Lease, Failure]] = field(default_factory=list)
     starts: list[tuple[Lease, bool, Started]] = field(default_factory=list)
@@ -86,11 +97,12 @@ class Flight:
     @property
     def durable(self) -> bool:
         """Whether losing this batch in a crash of the server would break a promise."""
-        return bool(self.completed or self.failed or any(once for _, once, _ in self.starts))
+        return bool(self.completed or self.results or self.failed or any(once for _, once, _ in self.starts))
 
     def split(self) -> list[Flight]:
         """Each settlement alone, in the order of sending."""
         return [*(Flight(doubtful=[lease]) for lease in self.doubtful), *(Flight(completed=[lease]) for lease in self.completed),
+                *(Flight(results=[one]) for one in self.results),
                 *(Flight(failed=[one]) for one in self.failed), *(Flight(released=[lease]) for lease in self.released),
                 *(Flight(starts=[start]) for start in self.starts)]
 
@@ -105,7 +117,7 @@ class Settlements:
 
     def __bool__(self) -> bool:
         flight = self._next
-        return bool(flight.completed or flight.released or flight.failed or flight.starts or flight.doubtful)
+        return bool(flight.completed or flight.results or flight.released or flight.failed or flight.starts or flight.doubtful)
 
     @property
     def urgent(self) -> bool:
@@ -113,10 +125,13 @@ class Settlements:
         flight = self._next
         return bool(flight.failed or flight.starts or flight.released or flight.doubtful)
 
-    def complete(self, lease: Lease) -> None:
-        """The job is done."""
+    def complete(self, lease: Lease, result: Result | None = None) -> None:
+        """The job is done. result: None where somebody else stores it, or nobody."""
         with self._lock:
-            self._next.completed.append(lease)
+            if result is None:
+                self._next.completed.append(lease)
+            else:
+                self._next.results.append((lease, result))
 
     def fail(self, lease: Lease, failure: Failure) -> None:
         """The attempt failed; the failure says whether another may follow."""
@@ -149,7 +164,7 @@ class Settlements:
         with self._lock:
             later = self._next
             self._next = Flight(
-                flight.completed + later.completed, flight.released + later.released,
+                flight.completed + later.completed, flight.results + later.results, flight.released + later.released,
                 flight.failed + later.failed, flight.starts + later.starts, flight.doubtful + later.doubtful,
             )
 
@@ -160,6 +175,9 @@ class Settlements:
             calls.append((statement("lost_leases"), _leases(flight.doubtful)))
         if flight.completed:
             calls.append((statement("complete"), _leases(flight.completed)))
+        if flight.results:
+            calls.append((statement("complete_with_results"), (
+                *_leases([lease for lease, _ in flight.results]), *_columns([result for _, result in flight.results]))))
         for lease, failure in flight.failed:
             if failure.republished is not None:
                 calls.append((statement("note_retry"), (lease.id, lease.token, str(failure.republished), self.worker,
@@ -186,6 +204,8 @@ class Settlements:
         settled = {row[0] for row in next(in_order)} if flight.completed else set()
         # Where the result settled the job, whoever stored it has said what there is to say.
         doubtful = [lease for lease in flight.completed if lease.id not in settled and not (lease.job or {}).get("stored")]
+        settled = {row[0] for row in next(in_order)} if flight.results else set()
+        doubtful += [lease for lease, _ in flight.results if lease.id not in settled]
         doubtful += [lease for (lease, failure), rows in zip(flight.failed, in_order, strict=False)
                      if failure.republished is None and rows[0][0] is None]
         if doubtful:
@@ -210,6 +230,14 @@ def _leases(leases: list[Lease]) -> tuple[str, str]:
         "{" + ",".join(lease.id for lease in leases) + "}",
         "{" + ",".join(lease.token for lease in leases) + "}",
     )
+
+
+def _columns(results: list[Result]) -> tuple[str, ...]:
+    return tuple("{" + ",".join(map(_quoted, column)) + "}" for column in zip(*results, strict=True))
+
+
+def _quoted(value: str | None) -> str:
+    return "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _text(value: str | None) -> str | None:

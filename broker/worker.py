@@ -17,9 +17,10 @@ import psycopg
 from celery import bootsteps, signals
 from celery.worker.heartbeat import Heart
 
+from celery_jobqueue.broker.carried import carrying
 from celery_jobqueue.broker.comeback import coming_back, outage
 from celery_jobqueue.broker.departure import Departure
-from celery_jobqueue.broker.endings import mark_unreadable, tell_celery, unreadable
+from celery_jobqueue.broker.endings import mark_unreadable, result_refused, tell_celery, unreadable
 from celery_jobqueue.broker.expiry import Expiries
 from celery_jobqueue.broker.gate import Gate
 from celery_jobqueue.broker.identity import identity
@@ -51,6 +52,8 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
         consumer.on_task_request = self.gate.request
         consumer.connect = coming_back(consumer.connect)
+        if not hasattr(consumer.pool.apply_async, "__wrapped__"):
+            consumer.pool.apply_async = carrying(consumer.pool.apply_async)
         Departure(consumer, self.gate, _is_solo(consumer))
         consumer.on_send_event_buffered = _gathering(consumer)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
@@ -72,6 +75,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.duties.on_lost = lambda rows: tell_celery(consumer.app, rows)
         transport.cycle_.on_unreadable = lambda id_, lease, task_id, error: unreadable(
             consumer.app, transport.settlements, Lease(id_, lease), task_id, error)
+        transport.cycle_.refusals.on_result = lambda lease, error: result_refused(consumer.app, lease, error)
         transport.cycle_.duties.expiries = Expiries.of(consumer.app.conf)
         transport.cycle_.door = self.gate
         transport.cycle_.duties.count_for(self.gate)
@@ -142,9 +146,10 @@ def _watch_again(pool: Any) -> None:
 
 
 def _heed_the_dead(pool: Any) -> None:
-    """Celery's prefork pool gives a job whose process has died to another one, unless it has read that it was begun. If the
-    process dies while the end of another is dealt with, that is still to be read: of 30 jobs that kill their process each time, in
-    a pool of six, some five ran more often than they were counted.
+    """Celery's prefork pool gives a job whose process has died to another one, unless it has read that it was begun.
+
+    If the process dies while the end of another is dealt with, that is still to be read: of 30 jobs that kill their process each
+    time, in a pool of six, some five ran more often than they were counted.
     """
     inner = getattr(pool, "_pool", None)
     give_to_another = getattr(inner, "on_partial_read", None)

@@ -59,6 +59,9 @@ select id, lease, attempts, max_attempts, total_starts from jobqueue.start($1::t
 -- name: complete
 select jobqueue.complete($1::uuid[], $2::uuid[]);
 
+-- name: complete_with_results
+select jobqueue.complete_with_results($1::uuid[], $2::uuid[], $3::text[], $4::text[]);
+
 -- name: fail
 select jobqueue.fail($1::uuid, $2::uuid, $3::text, $4::text, $5::boolean, $6::interval);
 

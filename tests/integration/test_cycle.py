@@ -13,7 +13,7 @@ import pytest
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.session import Session
-from celery_jobqueue.broker.settlements import Failure, Lease, Settlements
+from celery_jobqueue.broker.settlements import Failure, Lease, Result, Settlements
 from celery_jobqueue.db.url import libpq_dsn
 from tests.support.database import one, rows
 from tests.support.waiting import wait_until
@@ -122,3 +122,19 @@ def test_a_settlement_that_is_refused_takes_back_no_claim(cycle: Cycle, database
     assert cycle.refusals.held() == {first.id}
     second = Lease.of(cycle.ready[0][1]["properties"]["job"])
     assert one(database_url, "select lease::text from job_queue where id = %s", (second.id,)) == second.token
+
+
+def test_a_result_is_taken_from_who_has_the_job(cycle: Cycle, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    put(database_url, "ours", "taken")
+    ours, taken = claimed(cycle), claimed(cycle)
+    rows(database_url, "update job_queue set lease = gen_random_uuid() where id = %s", (taken.id,))
+    for words in ("good", "told again"):
+        for lease in (ours, taken):
+            cycle.settlements.complete(lease, Result(f'"{words}"', '{"children": []}'))
+        cycle.settle()
+    found = {row["task_name"]: row for row in rows(database_url, "select * from job_queue")}
+    assert {name: (row["status"], row["state"], row["result"], row["result_meta"], row["owner"] is None)
+            for name, row in found.items()} == {
+        "ours": ("completed", "SUCCESS", '"good"', '{"children": []}', True), "taken": ("pending", None, None, None, False)}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"job {taken.id} was taken from this worker while it ran; what came of it here is dropped"] * 2

@@ -57,7 +57,7 @@ def bring(request: Any, result: Result) -> bool:
 
 
 def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
-    """A pool's apply_async, whose callback gets (failed, value, runtime) with a Result behind it where a result is carried."""
+    """A pool's apply_async. Where a result is carried its callback gets (failed, value, runtime, (result, metadata))."""
     @wraps(apply_async)
     def apply(target: Any, args: Any = None, *rest: Any, **options: Any) -> Any:
         if target in _TRACES and ((args[2].get("properties") or {}).get("job") or {}).get("carries"):
@@ -71,4 +71,4 @@ def _traced(trace: Callable[..., tuple[Any, ...]], name: str, uuid: str, request
             *message: Any) -> tuple[Any, ...]:
     outcome = trace(name, uuid, request, *message)
     result = request["properties"]["job"].pop("carried", None)
-    return outcome if outcome[0] or result is None else (*outcome, result)
+    return outcome if outcome[0] or result is None else (*outcome, tuple(result))

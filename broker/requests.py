@@ -22,7 +22,7 @@ from kombu.utils.imports import symbol_by_name
 
 from celery_jobqueue.broker.retries import pause
 from celery_jobqueue.broker.sessions import still_held
-from celery_jobqueue.broker.settlements import Failure, Lease, describe
+from celery_jobqueue.broker.settlements import Failure, Lease, Result, describe
 
 __all__ = ["JobRequest", "as_job_request"]
 
@@ -194,7 +194,7 @@ def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
     def told(self: JobRequest, outcome: tuple[Any, ...], **kwargs: Any) -> Any:
         failed, value, runtime, *carried = outcome
         if self.lease is not None and not failed:
-            self._message.result = carried[0] if carried else None
+            self._message.result = Result(*carried[0]) if carried else None
             # Else its process has stored the result on the row, and completed the job by that; if that failed, it has said so.
             here = getattr(self.task.backend, "has_jobs", False)
             self._message.properties["job"]["stored"] = here and not self.ignore_result and not carried

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, ClassVar
 
 import psycopg
@@ -244,8 +245,14 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
                 return
         super().mark_as_done(task_id, result, request, store_result, *args, **kwargs)
 
+    @cached_property
+    def _extended(self) -> bool:
+        return bool(self.app.conf.find_value_for_key("extended", "result"))
+
     def _meta(self, request: Any) -> str | None:
-        # Not of an end: Celery would look at the clock for it, in 40 µs, and the row knows when it was finished.
+        if request is not None and not (self._extended or request.children or request.group or request.parent_id):
+            return None
+        # Not of an end: Celery would look at the clock for it, and the row knows when it was finished.
         meta = self._get_result_meta(result=None, state=states.STARTED, traceback=None, request=request)
         extra = {key: meta[key] for key in meta if key not in ("status", "result", "traceback", "date_done", "task_id")
                  and meta[key] not in (None, [])}

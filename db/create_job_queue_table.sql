@@ -2559,7 +2559,8 @@ begin
 
 create function jobqueue.complete_with_results(p_ids uuid[], p_leases uuid[], p_results text[], p_metas text[]) returns setof uuid
 language plpgsql
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
     v_ids uuid[];
@@ -2597,7 +2598,7 @@ begin
 end $$;
 $mig$;
         insert into jobqueue.migration (line, version, name, sha256)
-        values ('queue', 21, 'results_in_batches', '5851ddfdfabb83e2eb8bfbd8dbeb739a56a081a68ea9dc71852285ba1a6551c5');
+        values ('queue', 21, 'results_in_batches', 'fa6844e79f203a6688d19d30c04e34e1b3737b8dd54ebda08336c7e587cf6bbb');
     end if;
 end $bundle$;
 

@@ -2,7 +2,8 @@
 
 create function jobqueue.complete_with_results(p_ids uuid[], p_leases uuid[], p_results text[], p_metas text[]) returns setof uuid
 language plpgsql
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
     v_ids uuid[];

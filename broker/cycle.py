@@ -8,31 +8,28 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 from time import monotonic, time
 from typing import Any
 
 import psycopg
 
-from celery_jobqueue.broker.claims import Claims, Door, text_array
+from celery_jobqueue.broker.claims import Claims, Door
 from celery_jobqueue.broker.duties import Duties, Plan, ignore
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.listening import Listening
-from celery_jobqueue.broker.messages import decode_job, decode_transient
+from celery_jobqueue.broker.mailbox import Delivery, Mailbox
+from celery_jobqueue.broker.messages import decode_job
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.outbox import Outbox
 from celery_jobqueue.broker.refusals import Refusals
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
-from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.trouble import Trouble, by_a_row, explained
 
 __all__ = ["Cycle"]
 
 logger = logging.getLogger(__name__)
 
-#: One (queue name, message) ready to be delivered.
-Delivery = tuple[str, dict[str, Any]]
 _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, small enough to keep the loop responsive
 #: Seconds that a completion may wait for company while the pool has work for half the prefetch window. Its job is done, and a
 #: crash in between runs it again. With 10 ms in the place of 2 the server works 10 to 40 % less for a job, the worker up to 15 %,
@@ -54,29 +51,19 @@ class Cycle:
         self.ready: deque[Delivery] = deque()
         #: Told (id, lease, task id, error) of a claimed job whose message cannot be read.
         self.on_unreadable: Callable[[Any, Any, Any, Exception], None] = self._refuse
-        self.transient: list[str] = []
         self.claims = Claims(identity().id, options.poll)
-        self.duties = Duties(session, options, self.claims, self.transient, settlements.release)
+        self.mailbox = Mailbox(options, self.claims, self.ready)
+        self.duties = Duties(session, options, self.claims, self.mailbox.queues, settlements.release)
         #: Knows what the consumer has places for.
         self.door = Door()
-        self.outbox = Outbox(self.transient, self._take_letter)
+        self.outbox = Outbox(self.mailbox.queues, self.mailbox.take_letter)
         self.trouble = Trouble()
         self.refusals = Refusals(self)
         self._patient_since: float | None = None
         self._credit = credit
-        self._mail = True  # a transient message may be waiting
-        self._mail_at = 0.0
         self.listening = Listening(session)
-        self._serials = count(1)
         self._in_flight: list[Flight] = []
         self._sent: Plan | None = None
-
-    @property
-    def _mail_interval(self) -> float:
-        if not self.options.pooled:
-            return self.options.poll  # NOTIFY tells; this is for the case that it does not
-        # Without LISTEN: a client of remote control waits one second in all, a worker may take its time.
-        return min(self.options.poll, 0.5) if self.claims.queues else 0.05
 
     @property
     def starts_on_delivery(self) -> bool:
@@ -88,9 +75,7 @@ class Cycle:
     def subscribe(self, queue: str, transient: bool) -> None:
         """Read this queue from now on."""
         if transient:
-            if queue not in self.transient:
-                self.transient.append(queue)
-            self._mail = True
+            self.mailbox.add(queue)
             self.duties.touch_at = 0.0
         else:
             self.claims.add(queue)
@@ -98,8 +83,8 @@ class Cycle:
 
     def unsubscribe(self, queue: str) -> None:
         """Stop reading this queue and forget what of it was not delivered yet; undelivered jobs go back."""
-        if queue in self.transient:
-            self.transient.remove(queue)
+        if queue in self.mailbox.queues:
+            self.mailbox.queues.remove(queue)
         if queue in self.claims.queues:
             self.claims.remove(queue)
             self.duties.heartbeat_at = 0.0  # the registration tells who consumes what
@@ -124,10 +109,7 @@ class Cycle:
             plan.ahead = claims
         else:
             plan.extend(claims)
-        if self.transient and (self._mail or now >= self._mail_at):
-            self._mail = False
-            self._mail_at = now + self._mail_interval
-            plan.add((statement("fetch"), (text_array(self.transient), str(_MAX_BATCH))), self._take_mail)
+        self.mailbox.plan(plan, now)
         if (events_at := self.outbox.due) is not None and now >= events_at:
             for call in self.outbox.calls():
                 plan.add(call, ignore)
@@ -137,8 +119,9 @@ class Cycle:
 
     def plan_listening(self, plan: Plan) -> None:
         """LISTEN to what is consumed here."""
-        if not self.options.pooled and self.listening.plan(plan, self.claims.queues, self.transient, self._take_listening):
-            self._mail = True
+        if not self.options.pooled and self.listening.plan(
+                plan, self.claims.queues, self.mailbox.queues, self._take_listening):
+            self.mailbox.look()
 
     def plan_flight(self, plan: Plan, flight: Flight) -> None:
         """Settle these."""
@@ -203,22 +186,9 @@ class Cycle:
     def _refuse(self, id_: Any, lease: Any, task_id: Any, error: Exception) -> None:
         self.settlements.fail(Lease(id_, lease), Failure(f"the message cannot be read: {describe(error)}"))
 
-    def _take_mail(self, rows: list[Row]) -> None:
-        for id_, queue, envelope, payload, binary in rows:
-            assert queue is not None
-            try:
-                self._take_letter(queue, envelope, payload, binary, f"t{id_}")
-            except Exception as error:  # sent by hand, with jobqueue.send()
-                logger.error("a message in queue %r cannot be read and is dropped: %s", queue, describe(error))
-        if len(rows) == _MAX_BATCH:
-            self._mail = True
-
-    def _take_letter(self, queue: str, envelope: str | None, payload: str | None, binary: str | None, id_: str = "own") -> None:
-        self.ready.append((queue, decode_transient(queue, envelope, payload, binary, f"{id_}.{next(self._serials)}")))
-
     def _take_listening(self, rows: list[Row]) -> None:
         # It holds from the commit on: what was sent after this batch had looked and before that woke nobody.
-        self._mail = True
+        self.mailbox.look()
         self.claims.wake()
         self.listening.on_topology()
 
@@ -316,7 +286,7 @@ class Cycle:
             self.claims.wake()
             if sent is not None:  # else only what went ahead has failed
                 self.duties.again()
-        self._mail = True
+        self.mailbox.look()
         return True
 
     def _bearable(self, error: psycopg.Error) -> bool:
@@ -358,8 +328,8 @@ class Cycle:
     def hear(self) -> None:
         """Act on notifications that have arrived."""
         for queue in self.listening.heard():
-            if queue in self.transient:
-                self._mail = True
+            if queue in self.mailbox.queues:
+                self.mailbox.heard(queue)
             else:
                 self.claims.wake(queue)
 
@@ -376,9 +346,7 @@ class Cycle:
         return max(at, self.trouble.until)
 
     def _next_duty(self) -> float:
-        at = self.duties.next
-        if self.transient:
-            at = 0.0 if self._mail else min(at, self._mail_at)
+        at = min(self.duties.next, self.mailbox.next)
         events = self.outbox.due
         return at if events is None else min(at, events)
 

@@ -107,7 +107,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.cycle_.duties.count_for(self)
         if found is not self.settings:
             self.settings = found
-            self.cycle_.options = self.cycle_.duties.options = found.options
+            self.cycle_.options = self.cycle_.duties.options = self.cycle_.mailbox.options = found.options
             self.cycle_.claims.slowest = found.options.poll
 
     def close_connection(self, connection: Any) -> None:

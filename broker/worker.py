@@ -78,6 +78,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.refusals.on_result = lambda lease, error: result_refused(consumer.app, lease, error)
         transport.cycle_.duties.expiries = Expiries.of(consumer.app.conf)
         transport.cycle_.door = self.gate
+        transport.cycle_.mailbox.leisurely = f"{consumer.app.conf.event_queue_prefix}."
         transport.cycle_.duties.count_for(self.gate)
         _watch_again(consumer.pool)
         _heed_the_dead(consumer.pool)

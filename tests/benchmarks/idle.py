@@ -76,6 +76,7 @@ def measure(plan: Plan, contender: Contender) -> list[Measured]:
                                   " ".join(("one worker", *option))))
     if "fifty workers" in plan.cases and contender.name == "ours":
         found += _stampede(bench)
+        found.append(Measured("statements/s of 50", _chatter(bench), "fifty workers that gossip"))
     return found
 
 
@@ -104,7 +105,7 @@ def _stampede(bench: Bench) -> list[Measured]:
     assert database
     bench.contender.empty()
     bench.journal.clear()
-    with _logged(database), _herd(bench):
+    with _logged(database), _herd(bench, "--without-gossip"):
         app = bench.app()
         job = app.tasks["bench.job"]
         job.delay()  # connects
@@ -125,8 +126,18 @@ def _stampede(bench: Bench) -> list[Measured]:
             Measured("ms", waited, "fifty workers")]
 
 
+def _chatter(bench: Bench) -> float:
+    """Statements per second of fifty idle workers that hear each other's heartbeats, as they do unless told otherwise."""
+    assert bench.contender.database
+    with _logged(bench.contender.database), _herd(bench):
+        time.sleep(12)
+        log = _Log()
+        time.sleep(10)
+        return log.count() / 10
+
+
 @contextmanager
-def _herd(bench: Bench) -> Iterator[None]:
+def _herd(bench: Bench, *options: str) -> Iterator[None]:
     """Fifty workers of the solo pool. One process imports Celery and forks them, which saves most of the start."""
     code = f"""
 import os, sys, time
@@ -135,7 +146,7 @@ for number in range({_HERD}):
     if os.fork() == 0:
         os.environ["BENCH_READY"] = os.environ["BENCH_READY"] + str(number)
         app.worker_main(["worker", "-P", "solo", "-l", "WARNING", "-n", f"herd{{number}}@bench",
-                         "--without-mingle", "--without-gossip"])
+                         "--without-mingle", *{options!r}])
         os._exit(0)
 time.sleep(600)
 """

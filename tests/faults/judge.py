@@ -34,6 +34,12 @@ _COUNTS = """
            count(*) filter (where status in ('pending', 'processing') or owner is not null)
       from judged"""
 
+# Of the last half minute: results are emptied after result_expires, in the soak a minute.
+_BARE = """
+    select task_id from public.job_queue
+     where status = 'completed' and state is distinct from 'SUCCESS' and finished_at > now() - interval '30 seconds'
+       and envelope::json -> 'headers' ->> 'ignore_result' = 'false' limit 3"""
+
 _AGAIN = "a job was started again"
 _UNCOUNTED = "a run was not counted on its row before its first instruction"
 _BROKEN = {
@@ -62,6 +68,8 @@ def judge(arena: Arena) -> Verdict:
         arena.check(not verdict.stuck, f"{verdict.stuck} jobs are stuck")
         arena.check(verdict.twice <= arena.may_run_twice,
                     f"{verdict.twice} jobs were done twice, at most {arena.may_run_twice} may have been")
+        bare = conn.execute(_BARE).fetchall()
+        arena.check(not bare, f"a completed job has no result: {', '.join(str(row[0]) for row in bare)}")
         excused = [_AGAIN] * arena.may_start_again + [_UNCOUNTED] * arena.starts_are_given_back
         for promise, condition in _BROKEN.items():
             if promise in excused:

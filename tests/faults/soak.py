@@ -141,7 +141,7 @@ def _run(soak: Soak, deadline: float) -> None:
     while True:
         now = time.monotonic()
         if published < arena.jobs and waiting < _BACKLOG and now < deadline:
-            # Every other batch ignores its results: those are settled by the worker, the others by the pool's process.
+            # Every other batch ignores its results; those of the others are stored by the worker, as the task is quick.
             ignored = published // 1000 % 2 == 1
             new = len(arena.publish(min(1000, arena.jobs - published), args=(0.0,), ignore_result=ignored))
             published, waiting = published + new, waiting + new

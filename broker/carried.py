@@ -4,8 +4,9 @@ A process of the pool that stores its result itself waits for the disk, job by j
 So the result of a quick task goes back with the news that it is over, and one statement stores those of a whole batch. Until
 that has happened the job counts as running, as it does where results are ignored: if the worker dies, it runs again.
 
-The process stores the result itself, before anything else happens, wherever somebody could look for it at once or would have to
-hear of it: what follows in a chain or chord, callbacks and errbacks, `on_success` and receivers of `task_success`.
+The process stores the result itself, before anything else happens, wherever somebody could look for it at once or would have
+to hear of it: what follows in a chain or chord, callbacks and errbacks, `on_success`, `after_return`, and receivers of
+`task_success` and `task_postrun`, but for Celery's own (the one that closes Django's connections).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from weakref import ReferenceType
 
 from celery import Task, signals
 from celery._state import get_current_task
@@ -20,32 +22,65 @@ from celery.app.trace import fast_trace_task, trace_task_ret
 
 from celery_jobqueue.broker.settlements import Result
 
-__all__ = ["bring", "carrying", "is_carried", "may_be_carried", "stays_here"]
+__all__ = ["bring", "carry_results", "is_carried", "may_be_carried", "stays_here"]
 
 #: Characters of a result that is carried; longer ones are not worth a second way through a pipe.
 _LONGEST = 8192
 _TRACES = (fast_trace_task, trace_task_ret)
 
 
+# -- in the worker -----------------------------------------------------------------------------------------------------
+
+
 def may_be_carried(job: dict[str, Any]) -> None:
-    """In the worker: say to the process that will run this job that the worker can store the result."""
+    """The worker can store the result of this job, which is about to enter the pool."""
     job["carries"] = True
 
 
+def carry_results(pool: Any) -> None:
+    """Have the pool's callbacks get (failed, value, runtime, (result, metadata)) where a result is carried."""
+    if not getattr(pool.apply_async, "carries", False):
+        pool.apply_async = _carrying(pool.apply_async)
+
+
+def _carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(apply_async)
+    def apply(target: Any, args: Any = None, *rest: Any, **options: Any) -> Any:
+        if target in _TRACES and ((args[2].get("properties") or {}).get("job") or {}).get("carries"):
+            return apply_async(_traced, (target, *args), *rest, **options)
+        return apply_async(target, args, *rest, **options)
+
+    apply.carries = True  # type: ignore[attr-defined]
+    return apply
+
+
+# -- in the process that runs the job ----------------------------------------------------------------------------------
+
+
+def _traced(trace: Callable[..., tuple[Any, ...]], name: str, uuid: str, request: dict[str, Any],
+            *message: Any) -> tuple[Any, ...]:
+    job = request["properties"]["job"]
+    job["carried"] = None  # who puts something here has it carried; without this nobody would take it back
+    outcome = trace(name, uuid, request, *message)
+    result = job.pop("carried", None)
+    return outcome if outcome[0] or result is None else (*outcome, tuple(result))
+
+
 def stays_here(job: dict[str, Any]) -> None:
-    """In the process that runs the job: it stores the result itself after all."""
-    job.pop("carries", None)
+    """This process stores the result after all."""
+    job.pop("carried", None)
 
 
 def is_carried(request: Any, task_id: str) -> bool:
     """Whether the result of this task, which runs here, is left to its worker."""
     job = (getattr(request, "properties", None) or {}).get("job") or {}
-    if not job.get("carries") or request.id != task_id or request.ignore_result:
+    if "carried" not in job or request.id != task_id or request.ignore_result:
         return False
-    if request.chain or request.chord or request.callbacks or request.errbacks or signals.task_success.receivers:
+    if request.chain or request.chord or request.callbacks or request.errbacks or _is_told(signals.task_success):
         return False
     task = get_current_task()
-    return task is not None and getattr(task.on_success, "__func__", None) is Task.on_success
+    return task is not None and _is_celerys(task, "on_success") and _is_celerys(task, "after_return") and not _is_told(
+        signals.task_postrun)
 
 
 def bring(request: Any, result: Result) -> bool:
@@ -56,19 +91,13 @@ def bring(request: Any, result: Result) -> bool:
     return True
 
 
-def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
-    """A pool's apply_async. Where a result is carried its callback gets (failed, value, runtime, (result, metadata))."""
-    @wraps(apply_async)
-    def apply(target: Any, args: Any = None, *rest: Any, **options: Any) -> Any:
-        if target in _TRACES and ((args[2].get("properties") or {}).get("job") or {}).get("carries"):
-            return apply_async(_traced, (target, *args), *rest, **options)
-        return apply_async(target, args, *rest, **options)
-
-    return apply
+def _is_celerys(task: Any, method: str) -> bool:
+    return getattr(getattr(task, method), "__func__", None) is getattr(Task, method)
 
 
-def _traced(trace: Callable[..., tuple[Any, ...]], name: str, uuid: str, request: dict[str, Any],
-            *message: Any) -> tuple[Any, ...]:
-    outcome = trace(name, uuid, request, *message)
-    result = request["properties"]["job"].pop("carried", None)
-    return outcome if outcome[0] or result is None else (*outcome, tuple(result))
+def _is_told(signal: Any) -> bool:
+    for _, receiver in signal.receivers:
+        function = receiver() if isinstance(receiver, ReferenceType) else receiver
+        if function is not None and not str(getattr(function, "__module__", "")).startswith("celery."):
+            return True
+    return False

@@ -91,6 +91,7 @@ class Claims:
         self._rewind_at = 0.0
         self._poll_at = 0.0
         self._interval = _FIRST_POLL
+        self._told = False
         self._full = 0
         self._turn = 0
         self._asked: Sequence[tuple[str, int]] = ()
@@ -151,6 +152,7 @@ class Claims:
         levels = (level for priority in _PRIORITIES for queue in turn if (level := (queue, priority)) not in self._empty)
         self._asked = list(islice(levels, _BUSY_LEVELS) if everywhere and now < self._empty_until else levels)
         self._learns, self._asked_all = everywhere, next(levels, None) is None
+        self._told, self._poll_at = self.woken, now  # who wakes it from now on is heeded after the answer
         calls: list[Call] = [(statement("claim"), (
             self.owner, str(places.limit), *self._levels(),
             places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
@@ -202,7 +204,7 @@ class Claims:
         self._full = 0
         if rows:
             self._interval = _FIRST_POLL
-        elif self.idle and self.woken:
+        elif self.idle and self._told:
             # Others were quicker, and whoever publishes next says so again: fifty idle workers looked 391 times for one job.
             self._interval = self.slowest
         else:
@@ -211,7 +213,8 @@ class Claims:
         wait = self._interval * random.uniform(0.9, 1.1)
         if due and due[0][0] is not None:
             wait = min(wait, max(0.0, float(due[0][0])) + 0.001)
-        self._poll_at = now + wait
+        if not self.woken:
+            self._poll_at = now + wait
 
     def _leave_out(self, rows: list[Row], now: float) -> None:
         if not self._learns:

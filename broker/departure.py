@@ -42,7 +42,7 @@ class Departure:
         # The solo pool runs its tasks inside of a turn, which may be a long one.
         if not self._turning or self._order is not None or (self._solo and worker_state.active_requests):
             self._gate.shut()
-            order()
+            self._leave(order)
             return
         self._order = order
         self._consumer.connection.transport.wake()
@@ -71,11 +71,15 @@ class Departure:
             return
         self._turning = False
         self._gate.shut()
+        self._leave(order)
+        worker_state.maybe_shutdown()
+
+    @staticmethod
+    def _leave(order: Callable[[], Any]) -> None:
         try:
             order()
         except Exception:
-            logger.exception("the running jobs could not be stopped")  # a pool of threads has no means to
-        worker_state.maybe_shutdown()
+            logger.exception("the running jobs could not be stopped")  # pools of threads, and solo, have no means to
 
 
 class _Signals(platforms.Signals):  # type: ignore[misc]

@@ -77,19 +77,21 @@ def mark_unreadable(app: Any, lease: Lease, task_id: str | None, error: BaseExce
     """Who waits for the result of an unreadable job hears that there will be none."""
     logger.error("the message of job %s cannot be read: %s", lease.id, describe(error), extra=lease.about)
     if task_id is not None:
-        _mark_failed(app, lease, task_id, ValueError(f"the message cannot be read: {describe(error)}"))
+        _mark_failed(app.backend, lease, task_id, ValueError(f"the message cannot be read: {describe(error)}"))
 
 
 def result_refused(app: Any, lease: Lease, error: BaseException) -> bool:
     """A job has run, and the database does not take its result: it fails with that reason. Whether that could be said."""
+    job = lease.job or {}
     logger.error("the result of job %s is refused: %s", lease.id, describe(error), extra=lease.about)
-    return _mark_failed(app, lease, (lease.job or {})["task_id"], error)
+    backend = app.tasks[job["task"]].backend if job.get("task") in app.tasks else app.backend
+    return getattr(backend, "has_jobs", False) and _mark_failed(backend, lease, job["task_id"], error)
 
 
-def _mark_failed(app: Any, lease: Lease, task_id: str, error: BaseException) -> bool:
+def _mark_failed(backend: Any, lease: Lease, task_id: str, error: BaseException) -> bool:
     request = Context(id=task_id, properties={"job": {"id": lease.id, "lease": lease.token}})
     try:
-        app.backend.mark_as_failure(task_id, error, request=request)
+        backend.mark_as_failure(task_id, error, request=request)
     except Exception:
         logger.exception("the end of job %s could not be told to Celery", lease.id, extra=lease.about)
         return False

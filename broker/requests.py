@@ -177,7 +177,7 @@ class JobRequest(Request):  # type: ignore[misc]
         transport = self._message.channel._transport
         if self._message.early:
             if self._message.failure is None:
-                transport.settlements.complete(self.lease)
+                transport.settlements.complete(self.lease, self._message.result)
             else:
                 transport.settlements.fail(self.lease, self._message.failure)
         self._gate_done()
@@ -200,7 +200,7 @@ def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
             self._message.properties["job"]["stored"] = here and not self.ignore_result and not carried
         answer = on_success(self, (failed, value, runtime), **kwargs)
         if not failed:
-            if self.job_gate is not None:
+            if self.job_gate is not None and runtime is not None:  # None: Celery has left out a task that had succeeded before
                 self.job_gate.pace.note(self.name, runtime)
             self.end()
         return answer

@@ -239,18 +239,26 @@ class ResultBackend(ChordBackend, AsyncBackendMixin, BaseBackend):  # type: igno
     def mark_as_done(self, task_id: str, result: Any, request: Any = None, store_result: bool = True, *args: Any,
                      **kwargs: Any) -> None:
         """The task succeeded. A quick one's worker stores the result, see broker/carried.py."""
-        if store_result and self.has_jobs and is_carried(request, task_id):
+        if store_result and self._carries and is_carried(request, task_id):
             text, binary = self._encoded(self.encode_result(result, states.SUCCESS))
             if binary is None and bring(request, Result(text, self._meta(request))):
                 return
         super().mark_as_done(task_id, result, request, store_result, *args, **kwargs)
 
     @cached_property
+    def _carries(self) -> bool:
+        """Whether results may go past store_result(); not where somebody has one of their own."""
+        kind = type(self)
+        return (self.has_jobs and kind.store_result is BaseBackend.store_result
+                and kind._store_result is ResultBackend._store_result)
+
+    @cached_property
     def _extended(self) -> bool:
         return bool(self.app.conf.find_value_for_key("extended", "result"))
 
     def _meta(self, request: Any) -> str | None:
-        if request is not None and not (self._extended or request.children or request.group or request.parent_id):
+        known = (getattr(request, name, None) for name in ("children", "group", "parent_id"))
+        if request is not None and not (self._extended or any(known)):
             return None
         # Not of an end: Celery would look at the clock for it, and the row knows when it was finished.
         meta = self._get_result_meta(result=None, state=states.STARTED, traceback=None, request=request)

@@ -17,7 +17,7 @@ import psycopg
 from celery import bootsteps, signals
 from celery.worker.heartbeat import Heart
 
-from celery_jobqueue.broker.carried import carrying
+from celery_jobqueue.broker.carried import carry_results
 from celery_jobqueue.broker.comeback import coming_back, outage
 from celery_jobqueue.broker.departure import Departure
 from celery_jobqueue.broker.endings import mark_unreadable, result_refused, tell_celery, unreadable
@@ -25,6 +25,7 @@ from celery_jobqueue.broker.expiry import Expiries
 from celery_jobqueue.broker.gate import Gate
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.logs import install as _install_in_logs
+from celery_jobqueue.broker.prefork import mind
 from celery_jobqueue.broker.pulse import Pulse
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
@@ -52,8 +53,8 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
         consumer.on_task_request = self.gate.request
         consumer.connect = coming_back(consumer.connect)
-        if not hasattr(consumer.pool.apply_async, "__wrapped__"):
-            consumer.pool.apply_async = carrying(consumer.pool.apply_async)
+        if not _is_solo(consumer):  # whose jobs end one by one, and the next may take long
+            carry_results(consumer.pool)
         Departure(consumer, self.gate, _is_solo(consumer))
         consumer.on_send_event_buffered = _gathering(consumer)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
@@ -80,8 +81,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.door = self.gate
         transport.cycle_.mailbox.leisurely = f"{consumer.app.conf.event_queue_prefix}."
         transport.cycle_.duties.count_for(self.gate)
-        _watch_again(consumer.pool)
-        _heed_the_dead(consumer.pool)
+        mind(consumer.pool)
         self.gate.transport = transport
         self.gate.reset()
         self._claim_identity(transport.cycle_)
@@ -134,36 +134,6 @@ def _gathering(consumer: Any) -> Callable[[], None]:
             consumer.hub.call_later(_GATHER, consumer._flush_events)
 
     return gather
-
-
-def _watch_again(pool: Any) -> None:
-    """Celery's prefork pool stops watching a process that closes its end, and forgets it once the system says that it has ended.
-    If the connection is replaced in between, Celery stumbles over that process and the worker ends: "file descriptor is None"
-    (once in 194,000 jobs of a soak that killed processes and cut connections).
-    """
-    for process in getattr(getattr(pool, "_pool", None), "_pool", None) or ():
-        if getattr(process, "_sentinel_poll", 0) is None:
-            del process._sentinel_poll
-
-
-def _heed_the_dead(pool: Any) -> None:
-    """Celery's prefork pool gives a job whose process has died to another one, unless it has read that it was begun.
-
-    If the process dies while the end of another is dealt with, that is still to be read: of 30 jobs that kill their process each
-    time, in a pool of six, some five ran more often than they were counted.
-    """
-    inner = getattr(pool, "_pool", None)
-    give_to_another = getattr(inner, "on_partial_read", None)
-    if inner is None or give_to_another is None or hasattr(give_to_another, "__wrapped__"):
-        return
-
-    @wraps(give_to_another)
-    def heed(job: Any, process: Any) -> None:
-        if not job._accepted:
-            inner.process_flush_queues(process)
-        give_to_another(job, process)
-
-    inner.on_partial_read = heed
 
 
 def _is_solo(consumer: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def warm(app: Celery, name: str, arguments: tuple[Any, ...], **options: Any) -> 
         result.get(timeout=30)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_results_of_quick_tasks_are_stored_in_batches(pool: str, app: Celery, database_url: str, start_worker: Start,
                                                       counted: Callable[[Worker], dict[str, int]]) -> None:
     worker = start_worker("-P", pool, "--prefetch-multiplier", "8")
@@ -99,17 +101,67 @@ def test_who_is_followed_stores_its_own(what: str, app: Celery, database_url: st
     assert counted(worker)["store_result"] >= 20
 
 
-@pytest.mark.parametrize("who", ["on_success", "task_success"])
+@pytest.mark.parametrize("who", ["on_success", "after_return", "task_success", "task_postrun"])
 def test_who_hears_of_the_success_finds_the_result(who: str, app: Celery, start_worker: Start, tmp_path: Path) -> None:
     told_app.add_tasks(app)
     heard = tmp_path / "heard"
-    start_worker("-c", "2", app="tests.support.told_app", TEST_RECEIVER=heard if who == "task_success" else "")
-    name, first = ("t.look", str(heard)) if who == "on_success" else ("t.add", 0)
+    method = who in ("on_success", "after_return")
+    start_worker("-c", "2", app="tests.support.told_app", TEST_SIGNAL="" if method else who, TEST_HEARD=heard)
+    name, first = (f"t.{who}", str(heard)) if method else ("t.add", 0)
     warm(app, name, (first, 1))
     for result in publish(app, name, [(first, 1)] * 40):
         result.get(timeout=30)
     wait_until(lambda: heard.read_text().count("\n") == 50, "all were told")
     assert set(heard.read_text().splitlines()) == {"SUCCESS 1"}
+
+
+def test_the_solo_pool_stores_its_own(app: Celery, start_worker: Start, tmp_path: Path) -> None:
+    """There the next job of the batch may take long, and until it is over nothing is sent."""
+    start_worker("-P", "solo", "--prefetch-multiplier", "8")
+    warm(app, "t.wait", (str(tmp_path / "warm"), 0))
+    *quick, slow = publish(app, "t.wait", [*((str(tmp_path / "quick"), 0),) * 5, (str(tmp_path / "slow"), 60)])
+    assert [result.get(timeout=30) for result in quick] == ["gave up"] * 5
+    assert not slow.ready()
+    (tmp_path / "slow.go").touch()
+    assert slow.get(timeout=30) == "went"
+
+
+def test_where_somebody_else_traces_tasks_nothing_gets_lost(app: Celery, start_worker: Start) -> None:
+    start_worker("-c", "2", app="tests.support.traced_elsewhere_app")
+    warm(app, "t.add", (1, 2))
+    assert [result.get(timeout=30) for result in publish(app, "t.add", [(1, 2)] * 40)] == [3] * 40
+
+
+def test_a_backend_with_a_way_of_its_own_is_asked(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    start_worker("-c", "2", app="tests.support.noting_backend", TEST_NOTES=tmp_path / "notes")
+    warm(app, "t.add", (1, 2))
+    assert [result.get(timeout=30) for result in publish(app, "t.add", [(1, 2)] * 40)] == [3] * 40
+    assert (tmp_path / "notes").read_text().count("SUCCESS") == 50
+
+
+def test_a_duplicate_that_is_left_out_leaves_its_place(app: Celery, database_url: str, start_worker: Start) -> None:
+    start_worker("-c", "1", app="tests.support.deduplicating_app")
+    [done] = publish(app, "t.add", [(1, 2)])
+    assert done.get(timeout=30) == 3
+    publish(app, "t.add", [(1, 2)] * 4, task_id=done.id, countdown=11)
+    rows(database_url, "update job_queue set redelivered = true, run_at = now() where status = 'pending'")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 5, "all are over")
+    assert app.tasks["t.add"].delay(2, 2).get(timeout=30) == 4
+
+
+def test_who_is_done_in_time_is_not_late_because_the_worker_stood_still(app: Celery, database_url: str, start_worker: Start,
+                                                                        tmp_path: Path) -> None:
+    worker = start_worker("-c", "1")
+    mark = tmp_path / "mark"
+    warm(app, "t.wait", (str(mark), 0))
+    mark.unlink()
+    [result] = publish(app, "t.wait", [(str(mark), 0.5)], time_limit=1.0)
+    wait_until(mark.exists, "it runs")
+    worker.process.send_signal(signal.SIGSTOP)
+    time.sleep(2)  # its time limit passes while nobody looks; that is what is tried here
+    worker.process.send_signal(signal.SIGCONT)
+    assert result.get(timeout=30) == "gave up"
+    assert one(database_url, "select status from job_queue where task_id = %s", (result.id,)) == "completed"
 
 
 def test_a_result_that_is_refused_is_a_failure_that_says_why(app: Celery, database_url: str, start_worker: Start) -> None:

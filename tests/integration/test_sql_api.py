@@ -223,7 +223,8 @@ def test_a_lost_lease_changes_nothing(how: str, conn: Conn) -> None:
 
 #: What a Celery worker says of a job; {job} stands for id and lease, {jobs} for arrays of them.
 SAYINGS = (
-    "select jobqueue.complete({jobs})", "select jobqueue.release({jobs})", "select jobqueue.fail({job}, 'no')",
+    "select jobqueue.complete({jobs})", "select jobqueue.complete_with_results({jobs}, '{{1}}', '{{null}}')",
+    "select jobqueue.release({jobs})", "select jobqueue.fail({job}, 'no')",
     "select jobqueue.fail({job}, 'no', null, true)", "select jobqueue.note_retry({job}, 1, 'w', null)",
     "select jobqueue.rearm({job}, '{{\"queue\": \"celery\", \"task_id\": \"x\", \"priority\": 1}}')",
     *(f"select jobqueue.store_result({{job}}, '{state}', '1', null, null, null, null)"

@@ -14,25 +14,36 @@ __all__ = ["add_tasks", "app", "make_app"]
 
 
 class _Looking(Task):  # type: ignore[misc]
-    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+    def look(self, path: str, task_id: str, value: Any) -> None:
         """Write down what others would find now."""
-        with Path(args[0]).open("a") as file:
-            file.write(f"{self.app.AsyncResult(task_id).state} {retval}\n")
+        with Path(path).open("a") as file:
+            file.write(f"{self.app.AsyncResult(task_id).state} {value}\n")
+
+
+class _OnSuccess(_Looking):
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        self.look(args[0], task_id, retval)
+
+
+class _AfterReturn(_Looking):
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        self.look(args[0], task_id, retval)
 
 
 def add_tasks(application: Any) -> None:
-    """Register the task below."""
-    @application.task(name="t.look", base=_Looking, shared=False)
-    def look(path: str, number: int) -> int:
-        return number
+    """Register a task for each of the two methods."""
+    for method, base in (("on_success", _OnSuccess), ("after_return", _AfterReturn)):
+        @application.task(name=f"t.{method}", base=base, shared=False)
+        def look(path: str, number: int) -> int:
+            return number
 
 
 add_tasks(app)
 
 
-if os.environ.get("TEST_RECEIVER"):
-    @signals.task_success.connect(weak=False)
-    def _succeeded(sender: Any, result: Any, **_: Any) -> None:
+if _signal := os.environ.get("TEST_SIGNAL"):
+    @getattr(signals, _signal).connect(weak=False)  # type: ignore[untyped-decorator]
+    def _told(sender: Any, result: Any = None, retval: Any = None, **_: Any) -> None:
         if sender.name == "t.add":
-            with Path(os.environ["TEST_RECEIVER"]).open("a") as file:
-                file.write(f"{sender.app.AsyncResult(sender.request.id).state} {result}\n")
+            with Path(os.environ["TEST_HEARD"]).open("a") as file:
+                file.write(f"{sender.app.AsyncResult(sender.request.id).state} {result or retval}\n")

@@ -105,9 +105,21 @@ def test_who_was_told_and_came_too_late_sleeps_on() -> None:
     claims = claims_of("a")
     now = looks(claims, 100.0, 30.0)[-1]
     claims.wake("a")
+    claims.calls(Places(10), claims.queues, now)
     claims.took([], None, 10, now)
     assert claims.next_look > now + SLOWEST * 0.89
     assert claims.idle
+
+
+def test_who_is_told_while_it_looks_looks_again() -> None:
+    """That look may have begun before the job was there; so with a LISTEN that was committed with it."""
+    claims = claims_of("a")
+    now = looks(claims, 100.0, 30.0)[-1]
+    claims.wake("a")
+    claims.calls(Places(10), claims.queues, now)
+    claims.wake("a")
+    claims.took([], None, 10, now)
+    assert claims.due(now)
 
 
 def test_a_full_hand_means_that_there_is_more() -> None:

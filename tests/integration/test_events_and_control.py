@@ -19,7 +19,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from celery_jobqueue.broker.results import ResultConsumer
+from celery_jobqueue.broker.result_consumer import ResultConsumer
 from tests.support.database import one, rows
 from tests.support.programs import environment, program, transient_queues
 from tests.support.waiting import wait_until

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,27 @@ def test_no_statement_of_a_worker_reads_what_lies_in_the_table(
     assert settled == {"job_queue_pkey"}
     greedy = [(node["Node Type"], node.get("Index Name"), read(node), text) for node, text in scans if read(node) > MOST]
     assert not greedy, "\n\n".join(map(str, greedy))
+
+
+def test_rescue_reads_nothing_that_the_living_have_had(database_url: str) -> None:
+    """Beside a snapshot the entries of all jobs that they have done stay in the index of owned jobs."""
+    me, other, gone = sorted(str(uuid.uuid4()) for _ in range(3))
+    with psycopg.connect(database_url, autocommit=True) as conn, psycopg.connect(database_url) as watcher:
+        for worker in (me, other):
+            conn.execute("insert into jobqueue.worker (id, name, pid, host) values (%s, 'w@h', 1, 'h')", (worker,))
+        watcher.execute("set transaction isolation level repeatable read")
+        watcher.execute("select 1")
+        for worker in (me, other):
+            conn.execute("insert into job_queue (task_name) select 'x' from generate_series(1, 2000)")
+            conn.execute("update job_queue set owner = %s, status = 'processing' where status = 'pending'", (worker,))
+            conn.execute("update job_queue set owner = null, status = 'completed' where status = 'processing'")
+        conn.execute("insert into job_queue (task_name, owner, status) values ('lost', %s, 'pending')", (gone,))
+
+        def entries_read() -> int:
+            conn.execute("select pg_stat_force_next_flush()")
+            return int(one(database_url, "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'job_queue_owner'"))
+
+        before = entries_read()
+        conn.execute("select * from jobqueue.rescue(%s)", (me,))
+        assert entries_read() - before < 20
+    assert rows(database_url, "select owner from job_queue where task_name = 'lost'") == [{"owner": None}]

@@ -152,7 +152,8 @@ class Claims:
         levels = (level for priority in _PRIORITIES for queue in turn if (level := (queue, priority)) not in self._empty)
         self._asked = list(islice(levels, _BUSY_LEVELS) if everywhere and now < self._empty_until else levels)
         self._learns, self._asked_all = everywhere, next(levels, None) is None
-        self._told, self._poll_at = self.woken, now  # who wakes it from now on is heeded after the answer
+        self._told = self.woken or (self._told and self._poll_at == now)  # asked twice for queues of several channels
+        self._poll_at = now  # who wakes it from now on is heeded after the answer
         calls: list[Call] = [(statement("claim"), (
             self.owner, str(places.limit), *self._levels(),
             places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
@@ -184,7 +185,7 @@ class Claims:
 
     def took(self, rows: list[Row], due: list[Row] | None, limit: int, now: float) -> None:
         """Learn from the answers of `calls`."""
-        for row in rows:
+        for row in () if self.woken else rows:  # whoever woke it meanwhile may have put something behind these
             queue, priority, run_at, id_ = row[2], row[3], row[14], row[0]
             assert queue
             assert priority

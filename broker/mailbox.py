@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 Delivery: TypeAlias = tuple[str, dict[str, Any]]
 _MOST = 100  # messages in one look
 #: Seconds that gossip may wait for more of it. Fifty workers send a heartbeat every two seconds to each of fifty, and read each
-#: by itself they ran a thousand statements per second with nothing to do. Celery misses one after four seconds.
-_LEISURE = 1.0
+#: by itself they ran a thousand statements per second with nothing to do. Celery's gossip expires after two seconds.
+_LEISURE = 0.5
 
 
 class Mailbox:

@@ -12,7 +12,7 @@ __all__ = ["mind"]
 def mind(pool: Any) -> None:
     """Mend the pool's ways; those of other pools are left alone. Once per connection."""
     inner: Any = getattr(pool, "_pool", None)
-    if not (hasattr(inner, "on_partial_read") and hasattr(inner, "process_flush_queues")):
+    if not (hasattr(inner, "on_partial_read") and hasattr(inner, "on_hard_timeout")):  # nor is it the one for an event loop
         return
     _watch_again(inner)
     if not hasattr(inner, "minded"):
@@ -53,9 +53,11 @@ def _heeding_the_done(inner: Any, time_is_up: Callable[[Any], None]) -> Callable
     """
     @wraps(time_is_up)
     def heed(job: Any) -> None:
-        for process in inner._pool:
-            if process.pid == job._worker_pid and not job.ready():
-                inner.process_flush_queues(process)
-        time_is_up(job)
+        try:
+            for process in inner._pool:
+                if process.pid == job._worker_pid and not job.ready():
+                    inner.process_flush_queues(process)
+        finally:
+            time_is_up(job)
 
     return heed

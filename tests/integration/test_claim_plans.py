@@ -114,7 +114,8 @@ def test_rescue_reads_nothing_that_the_living_have_had(database_url: str) -> Non
             conn.execute("insert into job_queue (task_name) select 'x' from generate_series(1, 2000)")
             conn.execute("update job_queue set owner = %s, status = 'processing' where status = 'pending'", (worker,))
             conn.execute("update job_queue set owner = null, status = 'completed' where status = 'processing'")
-        conn.execute("insert into job_queue (task_name, owner, status) values ('lost', %s, 'pending')", (gone,))
+        for owner in (gone, str(uuid.UUID(int=0)), str(uuid.UUID(int=2**128 - 1))):
+            conn.execute("insert into job_queue (task_name, owner, status) values ('lost', %s, 'pending')", (owner,))
 
         def entries_read() -> int:
             conn.execute("select pg_stat_force_next_flush()")
@@ -123,4 +124,4 @@ def test_rescue_reads_nothing_that_the_living_have_had(database_url: str) -> Non
         before = entries_read()
         conn.execute("select * from jobqueue.rescue(%s)", (me,))
         assert entries_read() - before < 20
-    assert rows(database_url, "select owner from job_queue where task_name = 'lost'") == [{"owner": None}]
+    assert rows(database_url, "select owner from job_queue where task_name = 'lost'") == [{"owner": None}] * 3

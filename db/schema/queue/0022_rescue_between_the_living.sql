@@ -41,6 +41,9 @@ begin
       from (select j.id from bounds b cross join lateral (
                 select o.id from public.job_queue o
                  where o.owner > b.low and o.owner < b.high and o.leased_until is null offset 0) j
+             union all  -- the bounds themselves, which nobody but a person writes there
+            select e.id from public.job_queue e
+             where e.owner in ('00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff') and e.leased_until is null
              union all
             select l.id from public.job_queue l where l.leased_until < now()) found;
     if v_ids is null then

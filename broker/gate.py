@@ -227,7 +227,7 @@ class Gate(Door):
         self._enter(request)
 
     def _enter(self, request: Any) -> None:
-        if self._inside.get(request) and request.task.acks_late:
+        if self._inside.get(request) and request.task.acks_late and not request.ignore_result:
             may_be_carried(request.message.properties["job"])
         try:
             self._enter_pool(request)

@@ -58,7 +58,7 @@ def test_results_of_quick_tasks_are_stored_in_batches(pool: str, app: Celery, da
     wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 210, "all are completed")
     assert rows(database_url, "select 1 from job_queue where owner is not null or attempts <> 1 or result is null") == []
     calls = counted(worker)
-    assert calls["store_result"] <= 20, "only before the task was known to be quick"
+    assert calls["store_result"] < 100, "only while the task is not known to be quick: at first, and after a run that was held up"
     assert 1 <= calls["complete_with_results"] <= 190
 
 
@@ -176,7 +176,6 @@ def test_a_result_that_is_refused_is_a_failure_that_says_why(app: Celery, databa
     [row] = rows(database_url, "select status, state, attempts, error_message from job_queue where task_id = 'unlucky'")
     assert (row["status"], row["state"], row["attempts"]) == ("failed", "FAILURE", 1)
     assert "nobody touches unlucky" in row["error_message"]
-    assert "the result of job" in worker.text
     assert worker.stop() == 0
 
 

@@ -20,6 +20,7 @@ from celery import Task, signals
 from celery._state import get_current_task
 from celery.app.trace import fast_trace_task, trace_task_ret
 
+from celery_jobqueue.broker.context import job_of
 from celery_jobqueue.broker.settlements import Result
 
 __all__ = ["bring", "carry_results", "is_carried", "may_be_carried", "stays_here"]
@@ -73,8 +74,7 @@ def stays_here(job: dict[str, Any]) -> None:
 
 def is_carried(request: Any, task_id: str) -> bool:
     """Whether the result of this task, which runs here, is left to its worker."""
-    job = (getattr(request, "properties", None) or {}).get("job") or {}
-    if "carried" not in job or request.id != task_id or request.ignore_result:
+    if "carried" not in (job_of(request) or ()) or request.id != task_id or request.ignore_result:
         return False
     if request.chain or request.chord or request.callbacks or request.errbacks or _is_told(signals.task_success):
         return False

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.wire import quoted
 
 __all__ = ["PASSED_OVER", "Claims", "Door", "Places", "channel_of", "text_array"]
 
@@ -234,9 +235,7 @@ def text_array(values: Iterable[str]) -> str:
     return "{" + ",".join(map(_quoted, values)) + "}"
 
 
-@lru_cache(maxsize=4096)
-def _quoted(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+_quoted = lru_cache(maxsize=4096)(quoted)  # names of queues come again with every claim
 
 
 @lru_cache(maxsize=1024)  # a worker asks for those of its queues with every batch

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery_jobqueue.broker.settlements import Lease
 
-__all__ = ["lease_of", "parameter_position", "running_request", "task_option"]
+__all__ = ["job_of", "lease_of", "parameter_position", "running_request", "task_option"]
 
 
 def running_request() -> Any | None:
@@ -22,10 +22,15 @@ def running_request() -> Any | None:
     return None if request.called_directly or request.is_eager else request
 
 
+def job_of(request: Any) -> dict[str, Any] | None:
+    """The `job` property of a request's message, None when it did not come out of a job queue."""
+    properties = getattr(request, "properties", None) or {}
+    return properties.get("job")
+
+
 def lease_of(request: Any) -> Lease | None:
     """The lease of a request's job, None when it did not come out of a job queue."""
-    properties = getattr(request, "properties", None) or {}
-    job = properties.get("job")
+    job = job_of(request)
     return Lease.of(job) if job else None
 
 

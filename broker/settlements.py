@@ -18,6 +18,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.wire import quoted
 
 __all__ = [
     "REFUSED", "Failure", "Flight", "Lease", "Result", "Settlements", "describe", "settlements_for", "shortened", "warn_of_loss",
@@ -233,11 +234,7 @@ def _leases(leases: list[Lease]) -> tuple[str, str]:
 
 
 def _columns(results: list[Result]) -> tuple[str, ...]:
-    return tuple("{" + ",".join(map(_quoted, column)) + "}" for column in zip(*results, strict=True))
-
-
-def _quoted(value: str | None) -> str:
-    return "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return tuple("{" + ",".join(map(quoted, column)) + "}" for column in zip(*results, strict=True))
 
 
 def _text(value: str | None) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
-from celery_jobqueue.broker.context import lease_of
+from celery_jobqueue.broker.context import job_of, lease_of
 from celery_jobqueue.broker.sessions import still_held
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.settlements import warn_of_loss
@@ -33,7 +33,7 @@ def refuse_stale(task: Any, settings: Settings) -> None:
     @wraps(run)
     def ours(*args: Any, **kwargs: Any) -> Any:
         request = task.request
-        asked = None if request.called_directly else ((request.properties or {}).get("job") or {}).get("asked")
+        asked = None if request.called_directly else (job_of(request) or {}).get("asked")
         if asked is not None and time.time() - asked > safe:
             lease = lease_of(request)
             if lease is not None and not still_held(settings, lease):

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import psycopg
 from psycopg import pq
 
-__all__ = ["Row", "encoded", "rows_of"]
+__all__ = ["Row", "encoded", "quoted", "rows_of"]
 
 Row: TypeAlias = tuple[str | None, ...]
 
@@ -20,6 +20,11 @@ def encoded(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise psycopg.DataError(f"{text[:100]!r} holds half a character, which PostgreSQL's text cannot") from error
+
+
+def quoted(value: str | None) -> str:
+    """The text as an element of an array literal."""
+    return "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def rows_of(result: pq.abc.PGresult) -> list[Row]:

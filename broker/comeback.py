@@ -17,7 +17,7 @@ from celery.worker import state as worker_state
 
 from celery_jobqueue.broker.identity import identity
 
-__all__ = ["coming_back", "outage", "patiently"]
+__all__ = ["coming_back", "leaving", "outage", "patiently"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +62,20 @@ def patiently(connect: Callable[[], None], seconds: float) -> None:
         try:
             return connect()
         except psycopg.OperationalError as error:
-            if cut_off_at is None or time.monotonic() > cut_off_at + seconds or _leaving():
+            if cut_off_at is None or time.monotonic() > cut_off_at + seconds or leaving():
                 raise
             logger.log(logging.WARNING if pause == _FIRST else logging.DEBUG, "no connection yet, trying every second: %s", error)
         _sleep(pause)
         pause = min(_LONGEST, 2 * pause)
 
 
-def _leaving() -> bool:
+def leaving() -> bool:
+    """Whether this worker was told to shut down. Celery's orders are None, False or an exit code, which may be 0."""
     return any(order is not None and order is not False for order in (worker_state.should_stop, worker_state.should_terminate))
 
 
 def _sleep(seconds: float) -> None:
     """Celery's signal handlers only set a flag."""
     until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and not _leaving():
+    while (left := until - time.monotonic()) > 0 and not leaving():
         time.sleep(min(left, 0.1))

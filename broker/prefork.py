@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from celery_jobqueue.broker.pipes import talk_tersely
+
 __all__ = ["mind"]
 
 
@@ -17,6 +19,7 @@ def mind(pool: Any) -> None:
     _watch_again(inner)
     if not hasattr(inner, "minded"):
         inner.minded = True
+        talk_tersely(inner)
         inner.on_partial_read = _heeding_the_dead(inner, inner.on_partial_read)
         inner.on_hard_timeout = _heeding_the_done(inner, inner.on_hard_timeout)
 

@@ -56,6 +56,10 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         super().__init__(channel, prefetch_count)
         self._delivered.restored = False
 
+    def places(self) -> int | None:
+        """Free places in the window, below zero when more is out than it has; None: it has no end."""
+        return self.prefetch_count - (len(self._delivered) - len(self._dirty)) if self.prefetch_count else None
+
     def ack(self, delivery_tag: str) -> None:
         """The consumer is done with the message."""
         message = self._taken(delivery_tag)

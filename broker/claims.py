@@ -32,11 +32,13 @@ PASSED_OVER = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What a worker has places for. limit: jobs to claim. starts, starts_once: how many of the tasks in quick and quick_once the
-    claim may start itself (acknowledged late and early); both are text[] literals.
+    """What a worker has places for. limit: jobs to claim; ahead: how many more, as long as it starts each of them. starts,
+    starts_once: how many of the tasks in quick and quick_once the claim may start itself (acknowledged late and early); both are
+    text[] literals.
     """
 
     limit: int
+    ahead: int = 0
     worker: str = ""
     starts: int = 0
     quick: str = "{}"
@@ -48,8 +50,15 @@ class Door:
     """What a consumer says of the places it has. This one has no pool; a worker's is broker/gate.py."""
 
     def places(self, credit: int) -> Places:
-        """What to claim while the prefetch window has `credit` places."""
-        return Places(credit)
+        """What to claim while the prefetch window has `credit` places (below zero: more is out than it has)."""
+        return Places(max(0, credit))
+
+    def ahead(self) -> int:
+        """How many jobs may be claimed beyond the prefetch window."""
+        return 0
+
+    def tend(self) -> None:
+        """Called with every batch, and every other second at least."""
 
     def full(self) -> bool:
         """Whether nothing is to be claimed now in spite of free places in the prefetch window."""
@@ -157,7 +166,7 @@ class Claims:
         self._poll_at = now  # who wakes it from now on is heeded after the answer
         calls: list[Call] = [(statement("claim"), (
             self.owner, str(places.limit), *self._levels(),
-            places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once,
+            places.worker, str(places.starts), places.quick, str(places.starts_once), places.quick_once, str(places.ahead),
         ))]
         if not self._full:
             calls.append((statement("next_due"), (text_array(queues),)))
@@ -184,7 +193,7 @@ class Claims:
         cursor = self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
         self._passed[queue, int(priority)] = cursor, monotonic() + PASSED_OVER
 
-    def took(self, rows: list[Row], due: list[Row] | None, limit: int, now: float) -> None:
+    def took(self, rows: list[Row], due: list[Row] | None, places: Places, now: float) -> None:
         """Learn from the answers of `calls`."""
         for row in () if self.woken else rows:  # whoever woke it meanwhile may have put something behind these
             queue, priority, run_at, id_ = row[2], row[3], row[14], row[0]
@@ -193,7 +202,7 @@ class Claims:
             assert run_at
             assert id_
             self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
-        if len(rows) >= limit:
+        if len(rows) >= max(1, places.limit):  # beyond that they end before the first for which there was no place
             self._full += 1
             self._leave_out(rows, now)
             self._poll_at, self._interval = now, _FIRST_POLL
@@ -202,6 +211,9 @@ class Claims:
         self._empty_until = 0.0
         if not self._asked_all:
             self._poll_at = now
+            return
+        if not places.limit:  # the first in line may be one for which there was no place
+            self._poll_at = self._poll_at if self.woken else now + _FIRST_POLL
             return
         self._full = 0
         if rows:

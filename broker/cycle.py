@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic, time
 from typing import Any
 
 import psycopg
 
-from celery_jobqueue.broker.claims import Claims, Door
+from celery_jobqueue.broker.claims import Claims, Door, Places
 from celery_jobqueue.broker.duties import Duties, Plan, ignore
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.listening import Listening
@@ -100,6 +101,7 @@ class Cycle:
         plan = Plan()
         self.plan_listening(plan)
         self.duties.plan(plan, now)
+        self.door.tend()
         if self.settlements:
             self.plan_flight(plan, self.settlements.take())
         claims = Plan()
@@ -149,12 +151,12 @@ class Cycle:
         groups: dict[int, list[str]] = {}
         for queue in self.claims.queues:
             credit = self._credit(queue)
-            credit = most if credit is None else min(credit, most)
-            if credit > 0:
-                groups.setdefault(credit, []).append(queue)
+            groups.setdefault(most if credit is None else min(credit, most), []).append(queue)
         for credit, queues in groups.items():
             places = self.door.places(credit)
-            if not places.limit:
+            if most < _MAX_BATCH:  # a claim of one is of one
+                places = replace(places, ahead=0)
+            if not (places.limit or places.ahead):
                 continue
             calls = self.claims.calls(places, queues, now)
             plan.durable = plan.durable or places.starts_once > 0
@@ -162,18 +164,18 @@ class Cycle:
             answers: list[list[Row]] = []
 
             def taker(rows: list[Row], answers: list[list[Row]] = answers, expected: int = len(calls),
-                      limit: int = places.limit, asked: float = time()) -> None:
+                      places: Places = places, asked: float = time()) -> None:
                 answers.append(rows)
                 if len(answers) == expected:
-                    self._take_jobs(answers[0], answers[1] if expected > 1 else None, limit, asked)
+                    self._take_jobs(answers[0], answers[1] if expected > 1 else None, places, asked)
 
             for call in calls:
                 plan.add(call, taker)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _take_jobs(self, rows: list[Row], due: list[Row] | None, limit: int, asked: float) -> None:
-        self.claims.took(rows, due, limit, monotonic())
+    def _take_jobs(self, rows: list[Row], due: list[Row] | None, places: Places, asked: float) -> None:
+        self.claims.took(rows, due, places, monotonic())
         self.door.claimed(sum(row[16] is not None for row in rows))
         for row in rows:
             try:
@@ -341,7 +343,7 @@ class Cycle:
         if self._patient_since is not None:
             at = min(at, self._patient_since + _PATIENCE)
         elif self.duties.owns_jobs and not self.door.full() and any(
-                credit is None or credit > 0 for credit in map(self._credit, self.claims.queues)):
+                credit is None or credit + self.door.ahead() > 0 for credit in map(self._credit, self.claims.queues)):
             at = min(at, self.claims.next_look)
         return max(at, self.trouble.until)
 

@@ -172,8 +172,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         for channel in self.channels:
             if queue in channel.consuming:
                 waiting = sum(1 for name, _ in self.cycle_.ready if name in channel.consuming)
-                estimate = channel.qos.can_consume_max_estimate()
-                return None if estimate is None else max(0, estimate - waiting)
+                places = channel.qos.places()
+                return None if places is None else places - waiting
         return 0
 
     def held(self) -> set[str]:

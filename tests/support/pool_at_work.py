@@ -13,13 +13,18 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
+import billiard
+from celery import signals
 from celery.concurrency.asynpool import AsynPool
 from celery.worker import state as worker_state
 from kombu.asynchronous import Hub, set_event_loop
 
-from celery_jobqueue.broker.pipes import talk_tersely
+from celery_jobqueue.broker.pipes import accept_silently
+from celery_jobqueue.broker.prefork import mind, prepare_processes
 
 _POOLS: list[AsynPool] = []
 
@@ -30,9 +35,9 @@ class Pool:
     def __init__(self, processes: int = 2, **options: Any) -> None:
         self.hub = Hub()
         set_event_loop(self.hub)
-        self.pool = AsynPool(processes, threads=False, **options)
+        self.pool = AsynPool(processes, threads=False, initializer=accept_silently, **options)
         _POOLS.append(self.pool)
-        talk_tersely(self.pool)
+        mind(SimpleNamespace(_pool=self.pool))
         self.pool.register_with_event_loop(self.hub)
         self.until(lambda: len(self.pool._all_inqueues) == processes)
 
@@ -47,8 +52,17 @@ class Pool:
         """What becomes of a call, once it is known: (succeeded, value)."""
         found: list[Any] = []
         self.pool.apply_async(function, args, callback=lambda value: found.append((True, value)),
-                              error_callback=lambda error: found.append((False, repr(error.exception))), **options)
+                              error_callback=lambda error: found.append((False, repr(error.exception.exc))), **options)
         return found
+
+    def turns(self, number: int) -> None:
+        for _ in range(number):
+            self.hub.call_later(0.05, lambda: None)
+            self.hub.run_once()
+
+    def outcome(self, found: list[Any]) -> Any:
+        self.until(lambda: bool(found))
+        return found[0][1]
 
     def all(self, outcomes: list[list[Any]]) -> list[Any]:
         self.until(lambda: all(outcomes))
@@ -62,6 +76,11 @@ def same(value: Any) -> Any:
 def slept(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
+
+
+def told_and_slept(descriptor: int) -> None:
+    os.write(descriptor, b"x")
+    time.sleep(60)
 
 
 def killed(path: str) -> str:
@@ -141,12 +160,98 @@ def deaths(folder: str) -> Any:
     return done == list(range(40)), sorted({str(value)[:15] for [(_, value)] in lost})
 
 
+class Asker:
+    """Who asks for a job, as a worker's request does."""
+
+    def __init__(self) -> None:
+        self.accepted_by: list[int] = []
+        self.times_not_accepted = 0
+
+    def on_accepted(self, pid: int, _time: float) -> None:
+        self.accepted_by.append(pid)
+
+    def on_not_accepted(self) -> None:
+        self.times_not_accepted += 1
+
+
+def accepting() -> Any:
+    """How often jobs were accepted: before the loop turns, and in all. Then the same of jobs that have a time limit, and in pools
+    that replace their processes, write to busy ones, or make them anew.
+    """
+    counts = {}
+    for case, of_pool, of_jobs in (
+            ("as usual", {}, {}), ("limit", {}, {"timeout": 60}), ("soft limit", {}, {"soft_timeout": 60}),
+            ("pool's limit", {"timeout": 60}, {}), ("replaced", {"maxtasksperchild": 30}, {}),
+            ("fast", {"sched_strategy": "fast"}, {}), ("spawned", {"context": billiard.get_context("spawn")}, {})):
+        pool, asker = Pool(**of_pool), Asker()
+        outcomes = [pool.apply(same, 0, accept_callback=asker.on_accepted, **of_jobs)]
+        at_once = len(asker.accepted_by)
+        outcomes += [pool.apply(same, number, accept_callback=asker.on_accepted, **of_jobs) for number in range(100)]
+        pool.all(outcomes)
+        counts[case] = at_once, len(asker.accepted_by)
+    return counts
+
+
+def unread() -> Any:
+    """A job that a dead process has not read runs in another one."""
+    pool, asker = Pool(), Asker()
+    stopped = [process.pid for process in pool.pool._pool]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)  # it reads on until it has really stopped
+    outcomes = [pool.apply(same, number, accept_callback=asker.on_accepted) for number in range(2)]
+    by_the_stopped = sorted(asker.accepted_by) == sorted(stopped)
+    for pid in stopped:
+        os.kill(pid, signal.SIGKILL)
+    return by_the_stopped, pool.all(outcomes), len(asker.accepted_by), asker.times_not_accepted
+
+
+def last_words() -> Any:
+    """A job that was begun is lost with its process, whatever else lies in its pipe: the farewell of a worker that shuts down, or
+    the next job where those are written to busy processes.
+    """
+    found = []
+    for options in ({}, {"sched_strategy": "fast"}):
+        reading, writing = os.pipe()
+        pool = Pool(1, **options)
+        lost = pool.apply(told_and_slept, writing)
+        pool.turns(5)
+        os.read(reading, 1)
+        if options:
+            pool.apply(same, 1)
+            pool.turns(5)
+        else:
+            pool.pool._pool[0].inq.put(None)
+        os.kill(pool.pool._pool[0].pid, signal.SIGKILL)
+        found.append(pool.outcome(lost)[:15])
+    return found
+
+
+def policies() -> Any:
+    """How the process that makes a pool is scheduled, one of the pool, and one of a pool whose policy somebody has chosen."""
+    prepare_processes()
+    found = []
+    for chosen in (None, os.SCHED_OTHER, os.SCHED_IDLE):
+        reading, writing = os.pipe()
+        if chosen is None:
+            signals.worker_process_init.send(None)  # as the solo pool does
+            os.write(writing, bytes([os.sched_getscheduler(0)]))
+        elif os.fork() == 0:
+            os.sched_setscheduler(0, chosen, os.sched_param(0))
+            signals.worker_process_init.send(None)
+            os.write(writing, bytes([os.sched_getscheduler(0)]))
+            os._exit(0)
+        found.append(os.read(reading, 1)[0])
+    return found
+
+
 def main() -> None:
     try:
         print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])), flush=True)
     finally:
         for process in [process for pool in _POOLS for process in pool._pool]:
-            os.kill(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         sys.stderr.flush()
     os._exit(0)  # the pool would wait for its processes
 

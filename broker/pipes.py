@@ -204,8 +204,7 @@ def _taking_back(pool: Any, flush: Callable[[Any], None]) -> Callable[[Any], Non
                 job.accepted_by_write = job._accepted = False
                 job._worker_pid = job._time_accepted = None
                 said = pickle.loads(job._payload[1])  # noqa: S301  (our own)
-                body = pickle.dumps(_with_index(said, None), protocol=pickle.HIGHEST_PROTOCOL)
-                job._payload = memoryview(_length.pack(len(body))), memoryview(body), len(body)
+                job._payload = pool._create_payload(*_with_index(said, None))
                 if forget := getattr(getattr(job._accept_callback, "__self__", None), "on_not_accepted", None):
                     forget()
 

@@ -55,10 +55,8 @@ class Pool:
                               error_callback=lambda error: found.append((False, repr(error.exception.exc))), **options)
         return found
 
-    def turns(self, number: int) -> None:
-        for _ in range(number):
-            self.hub.call_later(0.05, lambda: None)
-            self.hub.run_once()
+    def until_written(self, jobs: int) -> None:
+        self.until(lambda: sum(self.pool.write_stats.values()) == jobs)
 
     def outcome(self, found: list[Any]) -> Any:
         self.until(lambda: bool(found))
@@ -215,11 +213,11 @@ def last_words() -> Any:
         reading, writing = os.pipe()
         pool = Pool(1, **options)
         lost = pool.apply(told_and_slept, writing)
-        pool.turns(5)
+        pool.until_written(1)
         os.read(reading, 1)
         if options:
             pool.apply(same, 1)
-            pool.turns(5)
+            pool.until_written(2)
         else:
             pool.pool._pool[0].inq.put(None)
         os.kill(pool.pool._pool[0].pid, signal.SIGKILL)

@@ -1,5 +1,5 @@
 """What a consuming connection does in one round trip: settle, start, claim, read transient messages. All of it commits together,
-but for claims that need not wait for the disk with what is settled. In a worker the batch is sent without waiting (`pump`, then
+but for claims, which do not wait until what is settled is on disk. In a worker the batch is sent without waiting (`pump`, then
 `on_readable`); `drain` does the same for consumers that block.
 """
 
@@ -106,8 +106,11 @@ class Cycle:
             self.plan_flight(plan, self.settlements.take())
         claims = Plan()
         self.plan_claims(claims, now)
-        if may_split and self.duties.registered and claims.calls and plan.durable and not claims.durable:
-            claims.commit_asynchronously()  # and not wait for the disk: 7 % more jobs/s at a prefetch of 8, median of three pairs
+        if may_split and self.duties.registered and claims.calls and plan.durable:
+            # 7 % more jobs/s at a prefetch of 8, median of three pairs. Jobs acknowledged early, whose start has to be on disk,
+            # run while what was settled is written: 12 % more, four pairs.
+            if not claims.durable:
+                claims.commit_asynchronously()
             plan.ahead = claims
         else:
             plan.extend(claims)

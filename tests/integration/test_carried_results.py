@@ -48,10 +48,10 @@ def warm(app: Celery, name: str, arguments: tuple[Any, ...], **options: Any) -> 
         result.get(timeout=30)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_results_of_quick_tasks_are_stored_in_batches(pool: str, app: Celery, database_url: str, start_worker: Start,
+@pytest.mark.parametrize(("pool", "acks"), [("prefork", "late"), ("threads", "late"), ("prefork", "early")])
+def test_results_of_quick_tasks_are_stored_in_batches(pool: str, acks: str, app: Celery, database_url: str, start_worker: Start,
                                                       counted: Callable[[Worker], dict[str, int]]) -> None:
-    worker = start_worker("-P", pool, "--prefetch-multiplier", "8")
+    worker = start_worker("-P", pool, "--prefetch-multiplier", "8", TEST_ACKS=acks)
     warm(app, "t.add", (1, 2))
     results = publish(app, "t.add", [(number, number) for number in range(200)])
     assert [result.get(timeout=30) for result in results] == [2 * number for number in range(200)]

@@ -1,0 +1,108 @@
+"""Jobs of quick tasks that are acknowledged early: one per process is started ahead, and comes back if it cannot run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.support.database import one, rows
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
+
+Start = Callable[..., Worker]
+
+#: Notes the most jobs that were started at once.
+_WATCH = """
+    create table public.started (most bigint);
+    create function watch() returns trigger language plpgsql security definer as $$
+    begin insert into public.started select count(*) from public.job_queue where status = 'processing'; return null; end $$;
+    create trigger watch after update on job_queue for each statement execute function watch()"""
+
+
+def publish(app: Celery, paths: list[str]) -> list[Any]:
+    with app.producer_or_acquire() as producer, producer.batch():
+        return [app.tasks["t.wait"].apply_async((path,), producer=producer) for path in paths]
+
+
+def most_started(url: str, app: Celery, path: str) -> int:
+    """Have some work off that is over at once; the most that were started, those included whose end was still on its way."""
+    rows(url, "truncate started")
+    for result in publish(app, [path] * 50):
+        result.get(timeout=30)
+    return int(one(url, "select max(most) from started"))
+
+
+@pytest.fixture
+def quick(database_url: str, tmp_path: Path) -> str:
+    """What t.wait does not wait for."""
+    rows(database_url, _WATCH)
+    (tmp_path / "quick.go").touch()
+    return str(tmp_path / "quick")
+
+
+@pytest.fixture
+def behind_a_slow_one(app: Celery, database_url: str, start_worker: Start, quick: str,
+                      tmp_path: Path) -> tuple[Worker, Any, list[Any]]:
+    """A worker that took its task for quick; the job that runs there and is slow; those that were published behind it."""
+    worker = start_worker("-c", "1", "--prefetch-multiplier", "4", TEST_ACKS="early")
+    wait_until(lambda: most_started(database_url, app, quick) >= 2, "the worker knows that the task is quick")
+    rows(database_url, "truncate started")
+    slow, *others = publish(app, [str(tmp_path / "slow"), *[quick] * 20])
+    wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
+    assert one(database_url, "select max(most) from started") <= 2
+    return worker, slow, others
+
+
+@pytest.mark.parametrize(("pool", "processes"), [("prefork", 1), ("prefork", 2), ("threads", 2)])
+def test_one_per_process_is_started_ahead(pool: str, processes: int, app: Celery, database_url: str, start_worker: Start,
+                                          quick: str) -> None:
+    start_worker("-P", pool, "-c", str(processes), "--prefetch-multiplier", "8", TEST_ACKS="early")
+    wait_until(lambda: most_started(database_url, app, quick) > processes, "one is started ahead")
+    for _ in range(5):
+        assert most_started(database_url, app, quick) <= 2 * 2 * processes
+    assert rows(database_url, "select 1 from job_queue where attempts <> 1 or total_starts <> 1 or not at_most_once") == []
+
+
+def test_what_waits_behind_a_slow_one_goes_back(app: Celery, database_url: str, start_worker: Start, tmp_path: Path,
+                                                behind_a_slow_one: tuple[Worker, Any, list[Any]]) -> None:
+    _, slow, others = behind_a_slow_one
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'processing'") == 1, "it goes back")
+    assert rows(database_url, "select 1 from job_queue where status = 'pending' and (attempts, total_starts) <> (0, 0)") == []
+    start_worker("-c", "1", TEST_ACKS="early")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status <> 'completed'") <= 5, "they run elsewhere")
+    (tmp_path / "slow.go").touch()
+    assert [result.get(timeout=30) for result in (slow, *others)] == ["went"] * 21
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status <> 'completed'") == 0, "all is over")
+    assert rows(database_url, "select 1 from job_queue where attempts <> 1 or errors is not null") == []
+
+
+def test_a_worker_that_leaves_gives_it_back(database_url: str, tmp_path: Path,
+                                            behind_a_slow_one: tuple[Worker, Any, list[Any]]) -> None:
+    worker, slow, _ = behind_a_slow_one
+    worker.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'processing'") == 1, "it goes back")
+    assert worker.process.poll() is None, "the one that runs is waited for"
+    (tmp_path / "slow.go").touch()
+    assert worker.stop() == 0
+    assert slow.get(timeout=30) == "went"
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where owner is not null") == 0, "it holds nothing")
+    assert one(database_url, "select count(*) from job_queue where status = 'pending' and attempts = 0") == 20
+
+
+def test_a_killed_worker_takes_no_more_than_one_per_process_with_it(app: Celery, database_url: str, start_worker: Start,
+                                                                    behind_a_slow_one: tuple[Worker, Any, list[Any]]) -> None:
+    worker, slow, _ = behind_a_slow_one
+    os.killpg(worker.process.pid, signal.SIGKILL)
+    start_worker("-c", "1", TEST_ACKS="early")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status in ('pending', 'processing')") == 0,
+               "all is over", 60)
+    lost = {row["task_id"] for row in rows(database_url, "select task_id from job_queue where status = 'failed'")}
+    assert slow.id in lost
+    assert len(lost) <= 2
+    assert rows(database_url, "select 1 from job_queue where attempts <> 1 or total_starts <> 1") == []

@@ -93,6 +93,72 @@ def test_who_was_told_and_came_too_late_sleeps_on() -> None:
     assert claims.idle
 
 
+def traffic(claims: Claims, start: float, seconds: float, per_second: int, found: int) -> tuple[float, list[bool]]:
+    """Somebody publishes so often, wakes the worker if that is idle, and each look for it finds so many jobs.
+
+    Returns when that ended, and after each job whether the worker was idle.
+    """
+    now, idle, end = start, [], start + seconds
+    while now < end:
+        if claims.idle:
+            claims.wake("a")
+        elif claims.next_look > now:
+            now = claims.next_look
+        claims.calls(Places(10), claims.queues, now)
+        claims.took([row(n) for n in range(found)], None, Places(10), now)
+        idle.append(claims.idle)
+        now += 1 / per_second
+    return now, idle
+
+
+def test_who_keeps_up_with_few_is_woken_for_each_and_with_many_looks_by_itself() -> None:
+    """3 ms between two looks are long where one job comes at a time; where many come, each notification costs who publishes."""
+    claims = claims_of("a")
+    now, _ = traffic(claims, 100.0, 0.5, 1000, 10)  # there is always more
+    assert not claims.idle
+    now, idle = traffic(claims, now, 2.0, 400, 1)
+    assert claims.idle
+    assert idle.index(True) < 0.3 * 400
+    assert all(idle[idle.index(True):])
+    now, idle = traffic(claims, now, 2.0, 1000, 2)
+    assert not claims.idle
+    assert idle.index(False) < 0.3 * 1000
+    assert not any(idle[idle.index(False):])
+    assert claims.next_look < now + 0.004
+    now, _ = traffic(claims, now, 1.5, 400, 1)
+    assert claims.idle
+
+
+def test_who_is_told_in_vain_again_and_again_looks_by_itself_for_a_while() -> None:
+    """Others take what comes: eight workers would run eight claims for each job."""
+    claims = claims_of("a")
+    now = looks(claims, 100.0, 30.0)[-1]
+    now, idle = traffic(claims, now, 0.9, 500, 0)
+    assert idle[0]
+    assert not idle[-1]
+    assert idle.count(False) < 50, "while nobody wakes it, it looks ever more rarely"
+    assert claims.next_look < now + 0.06, "but not so rarely that a job would wait for it"
+    now, idle = traffic(claims, now, 2.0, 500, 0)
+    assert True in idle, "and after a second it is woken again"
+    now, _ = traffic(claims, now, 3.0, 20, 0)
+    assert claims.idle, "where little comes, a look for each does no harm"
+
+
+def test_who_counts_as_idle_only_just_does_not_trust_that_everybody_says_so() -> None:
+    """Who published before that has woken nobody, and may be about to commit."""
+    claims = claims_of("a")
+    now, _ = traffic(claims, 100.0, 0.5, 400, 1)
+    assert claims.idle
+    claims.wake("a")
+    claims.calls(Places(10), claims.queues, now)
+    claims.took([], None, Places(10), now)
+    assert claims.next_look < now + 0.01
+    claims.wake("a")
+    claims.calls(Places(10), claims.queues, now + 1.0)
+    claims.took([], None, Places(10), now + 1.0)
+    assert claims.next_look > now + 1.0 + SLOWEST * 0.89
+
+
 def test_who_is_told_while_it_looks_looks_again() -> None:
     """That look may have begun before the job was there; so with a LISTEN that was committed with it."""
     claims = claims_of("a")

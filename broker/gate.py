@@ -79,7 +79,8 @@ class Gate(Door):
         self._enter_pool = enter_pool
         self._waiting: deque[Any] = deque()
         self._inside: dict[Any, bool] = {}  # requests, and whether each is one of a quick task
-        self._lined_up: deque[Any] = deque()  # of those inside, the ones that are still to enter the pool
+        self._in_pool: set[Any] = set()  # of those inside, the ones that have entered the pool …
+        self._lined_up: deque[Any] = deque()  # … and those that follow when one of these is over
         self._moved_at = 0.0  # when the last job ended, or the first was lined up
         self._promised = 0  # jobs that the claim in flight may start
         self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
@@ -207,7 +208,11 @@ class Gate(Door):
         with self._lock:
             self._inside.pop(request, None)
             self._moved_at = monotonic()
-            follower = self._lined_up.popleft() if self._lined_up and not self._shut else None
+            follower = None
+            if request in self._in_pool:
+                self._in_pool.remove(request)
+                if self._lined_up and not self._shut:
+                    self._in_pool.add(follower := self._lined_up.popleft())
         if follower is not None:
             self._enter(follower)
         self._advance()
@@ -246,6 +251,7 @@ class Gate(Door):
             for request in self._inside.keys() - running.keys():
                 self.transport.settlements.release(request.message.lease)
             self._inside = running
+            self._in_pool &= running.keys()
 
     def _advance(self) -> None:
         # Nothing that takes another lock happens under ours.
@@ -284,10 +290,11 @@ class Gate(Door):
     def _enter_in_turn(self, request: Any) -> None:
         with self._lock:
             places = self._processes * (2 if request.task.acks_late else 1)
-            if self._in_turn and (self._lined_up or len(self._inside) > places):
+            if self._in_turn and (self._lined_up or len(self._in_pool) >= places):
                 self._moved_at = self._moved_at if self._lined_up else monotonic()
                 self._lined_up.append(request)
                 return
+            self._in_pool.add(request)
         self._enter(request)
 
     def _enter(self, request: Any) -> None:

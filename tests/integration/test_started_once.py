@@ -69,6 +69,24 @@ def test_one_per_process_is_started_ahead(pool: str, processes: int, app: Celery
     assert rows(database_url, "select 1 from job_queue where attempts <> 1 or total_starts <> 1 or not at_most_once") == []
 
 
+@pytest.mark.parametrize("acks", ["early", "late"])
+def test_while_a_task_becomes_known_as_quick_nothing_stands_in_its_own_way(acks: str, app: Celery, database_url: str,
+                                                                           start_worker: Start) -> None:
+    """Then a job that is about to start meets one that its claim has started: the pool was empty, and both stood in line."""
+    rows(database_url, """
+        create table public.back (id uuid);
+        create function watch() returns trigger language plpgsql security definer as $$
+        begin insert into public.back values (new.id); return null; end $$;
+        create trigger watch after update on job_queue for each row
+            when (old.status = 'processing' and new.status = 'pending') execute function watch()""")
+    for name in ("t.add", "celery.accumulate", "t.add", "celery.accumulate"):
+        worker = start_worker("-c", "1", "--prefetch-multiplier", "4", TEST_ACKS=acks)
+        for result in [app.tasks[name].delay(number, number) for number in range(12)]:
+            result.get(timeout=30)
+        assert worker.stop() == 0
+    assert rows(database_url, "select id from back") == []
+
+
 def test_what_waits_behind_a_slow_one_goes_back(app: Celery, database_url: str, start_worker: Start, tmp_path: Path,
                                                 behind_a_slow_one: tuple[Worker, Any, list[Any]]) -> None:
     _, slow, others = behind_a_slow_one

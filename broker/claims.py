@@ -132,6 +132,8 @@ class Claims:
         self.owner = owner
         self.slowest = slowest
         self.queues: list[str] = []
+        #: Whether it can be woken; behind a pooler it cannot.
+        self.hears = True
         #: Little was found for a while: publishers have to wake this worker.
         self.idle = False
         self._idle_since = 0.0
@@ -245,7 +247,7 @@ class Claims:
             self._full += 1
             self._leave_out(rows, now)
             self._poll_at, self._interval = now, _FIRST_POLL
-            self._traffic.note(len(rows), now, full=True)
+            self._traffic.note(len(rows), now, full=self._full > 1)  # a claim of one is full with one
             self.idle = self.idle and self._full < 3
             return
         self._empty_until = 0.0
@@ -258,7 +260,7 @@ class Claims:
         self._full = 0
         in_vain = self.idle and self._told and not rows
         self._traffic.note(len(rows), now, in_vain=in_vain)
-        idle = self._traffic.calls_for_waking(self.idle, now)
+        idle = self._traffic.calls_for_waking(self.idle, now) if self.hears else self.idle
         if rows or (self.idle and not idle):
             self._interval = _FIRST_POLL
         elif in_vain and now > self._idle_since + _WITHDRAWN:

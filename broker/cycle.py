@@ -53,6 +53,7 @@ class Cycle:
         #: Told (id, lease, task id, error) of a claimed job whose message cannot be read.
         self.on_unreadable: Callable[[Any, Any, Any, Exception], None] = self._refuse
         self.claims = Claims(identity().id, options.poll)
+        self.claims.hears = not options.pooled
         self.mailbox = Mailbox(options, self.claims, self.ready)
         self.duties = Duties(session, options, self.claims, self.mailbox.queues, settlements.release)
         #: Knows what the consumer has places for.

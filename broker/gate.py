@@ -63,12 +63,13 @@ class Gate(Door):
     The start must be there before the task's first instruction, or a job that kills its worker would never be counted;
     Celery's own `on_accepted` comes when the task already runs. With late acknowledgement one job per process is started
     ahead, so that the round trip is hidden behind the running one; a job acknowledged early would be lost by that if the
-    worker died before it ran.
+    worker died before it ran, and the running one may take long.
 
     Tasks that are known to be quick (Pace) are started by their claim already, as many as the prefetch window has places and some
     more: an update and a round trip less for each job, and more jobs in each round trip. They come here started, and enter the
     pool in turn; when one of them takes long after all, those that wait behind it go back to the queue untouched. Of those that
-    are acknowledged early only one per process is started ahead, because it would be lost: 960 jobs/s became 2,200.
+    are acknowledged early only one per process of a prefork pool is started ahead, because it is lost if the worker is killed:
+    960 jobs/s became 1,950. Other pools could not give it back, and threads go on with what they have after a cold shutdown.
 
     A suspect (its worker died while it ran) goes in alone at its last attempt: once all others are over, and nobody follows
     until it is over itself. So nobody is failed for a death that was another job's.
@@ -163,8 +164,7 @@ class Gate(Door):
     def _places_once(self) -> int:
         """How many jobs of quick tasks that are acknowledged early may be started now."""
         arriving = sum(1 for _, raw in self.transport.cycle_.ready if raw["properties"].get("job", {}).get("start"))
-        most = self._processes * (1 if self._consumer.pool.is_green else 2)
-        return max(0, most - len(self._inside) - arriving)
+        return max(0, self._processes * (2 if self._in_turn else 1) - len(self._inside) - arriving)
 
     @property
     def _processes(self) -> int:
@@ -174,8 +174,8 @@ class Gate(Door):
 
     def _room(self, request: Any) -> int:
         pool = self._consumer.pool
-        # What is acknowledged early would be lost if the worker died before it ran. A full pool of greenlets makes whoever enters
-        # it wait, and the consumer that waits there neither beats nor settles.
+        # What is acknowledged early would be lost if the worker died before it ran, and nobody knows how long that takes. A full
+        # pool of greenlets makes whoever enters it wait, and the consumer that waits there neither beats nor settles.
         if pool.is_green or not request.task.acks_late:
             return self._processes
         if request.name in self.pace.quick and all(self._inside.values()):
@@ -298,7 +298,7 @@ class Gate(Door):
         self._enter(request)
 
     def _enter(self, request: Any) -> None:
-        if self._inside.get(request) and not request.ignore_result:
+        if self._inside.get(request) and (request.task.acks_late or self._in_turn) and not request.ignore_result:
             may_be_carried(request.message.properties["job"])
         try:
             self._enter_pool(request)

@@ -10,6 +10,7 @@ from time import monotonic
 import psycopg
 import pytest
 
+from celery_jobqueue.broker.claims import Door, Places
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.session import Session
@@ -56,6 +57,28 @@ def loop_until(cycle: Cycle, done: Callable[[], bool], what: str) -> None:
         return done()
 
     wait_until(turned, what)
+
+
+class _Starting(Door):
+    """A consumer whose claim starts one job, which is acknowledged late or early."""
+
+    def __init__(self, once: bool) -> None:
+        self.once = once
+
+    def places(self, credit: int) -> Places:
+        return Places(1, 0, "w", int(not self.once), "{}", int(self.once), "{}")
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_what_may_run_once_only_is_started_on_disk(cycle: Cycle, database_url: str, once: bool) -> None:
+    put(database_url, "first", "second")
+    cycle.settlements.complete(claimed(cycle))
+    cycle.claims.wake()
+    cycle.door = _Starting(once)
+    plan = cycle.plan(monotonic(), may_split=True)
+    assert plan.ahead
+    assert [[statement.name for statement, _ in part.calls if statement.name != "next_due"] for part in (plan.ahead, plan)] == [
+        ["claim"] if once else ["asynchronous_commit", "claim"], ["complete"]]
 
 
 def test_a_claim_does_not_wait_for_what_is_settled_with_it(cycle: Cycle, database_url: str) -> None:

@@ -311,6 +311,22 @@ def test_a_rescue_wakes_idle_workers(conn: Conn, database_url: str) -> None:
         assert len(list(listener.notifies(timeout=5, stop_after=1))) == 1
 
 
+def test_what_a_worker_gave_back_has_all_its_attempts_elsewhere(conn: Conn) -> None:
+    """It had been started to run once at most, and has not run."""
+    lost = enqueue(conn, max_attempts=2)
+    [claim] = conn.execute("""
+        select * from jobqueue.claim(
+               gen_random_uuid(), 1, array['celery'], array[5]::smallint[], array['-infinity']::timestamptz[],
+               array['00000000-0000-0000-0000-000000000000']::uuid[], 'w', 0, '{}', 1, array[%s])""",
+        (job(conn, lost)["task_name"],)).fetchall()
+    assert job(conn, lost)["at_most_once"]
+    conn.execute("select jobqueue.release(array[%s]::uuid[], array[%s]::uuid[])", (claim["id"], claim["lease"]))
+    [got] = take(conn)
+    let_lease_expire(conn, got)
+    assert conn.execute(RESCUE).fetchall() == []
+    assert (job(conn, lost)["status"], job(conn, lost)["attempts"]) == ("pending", 1)
+
+
 def test_reset_stuck_jobs_takes_the_old_ones_only(conn: Conn) -> None:
     old, new = enqueue(conn, max_attempts=1), enqueue(conn)
     taken = take(conn, 2)

@@ -1,4 +1,4 @@
-"""Jobs of quick tasks that are acknowledged early: one per process is started ahead, and comes back if it cannot run."""
+"""Quick tasks that are acknowledged early: one job per prefork process is started ahead, and goes back if it cannot run."""
 
 from __future__ import annotations
 
@@ -59,14 +59,34 @@ def behind_a_slow_one(app: Celery, database_url: str, start_worker: Start, quick
     return worker, slow, others
 
 
-@pytest.mark.parametrize(("pool", "processes"), [("prefork", 1), ("prefork", 2), ("threads", 2)])
-def test_one_per_process_is_started_ahead(pool: str, processes: int, app: Celery, database_url: str, start_worker: Start,
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_per_process_is_started_ahead(processes: int, app: Celery, database_url: str, start_worker: Start,
                                           quick: str) -> None:
-    start_worker("-P", pool, "-c", str(processes), "--prefetch-multiplier", "8", TEST_ACKS="early")
+    start_worker("-c", str(processes), "--prefetch-multiplier", "8", TEST_ACKS="early")
     wait_until(lambda: most_started(database_url, app, quick) > processes, "one is started ahead")
     for _ in range(5):
         assert most_started(database_url, app, quick) <= 2 * 2 * processes
     assert rows(database_url, "select 1 from job_queue where attempts <> 1 or total_starts <> 1 or not at_most_once") == []
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_other_pools_start_none_ahead(pool: str, app: Celery, database_url: str, start_worker: Start, quick: str,
+                                      tmp_path: Path) -> None:
+    """Solo cannot give it back while a task runs, and after a cold shutdown threads go on with what they have."""
+    worker = start_worker("-P", pool, "-c", "1", "--prefetch-multiplier", "4", TEST_ACKS="early")
+    most_started(database_url, app, quick)
+    rows(database_url, "truncate started")
+    slow, *_ = publish(app, [str(tmp_path / "slow"), *[quick] * 5])
+    wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
+    assert one(database_url, "select max(most) from started") == 1
+    if pool == "threads":
+        worker.process.send_signal(signal.SIGQUIT)
+        wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'pending' and owner is null") == 5,
+                   "the others go back")
+    (tmp_path / "slow.go").touch()
+    assert slow.get(timeout=30) == "went"
+    wait_until(lambda: one(database_url, "select status from job_queue where task_id = %s", (slow.id,)) == "completed",
+               "it is completed, whoever has to say so")
 
 
 @pytest.mark.parametrize("acks", ["early", "late"])

@@ -129,6 +129,26 @@ def test_who_keeps_up_with_few_is_woken_for_each_and_with_many_looks_by_itself()
     assert claims.idle
 
 
+def test_who_has_one_place_and_keeps_up_is_woken_too() -> None:
+    """Each look that finds something is full, and the next finds nothing."""
+    claims = claims_of("a")
+    now = 100.0
+    for _ in range(100):
+        for found in (1, 0):
+            claims.calls(Places(1), claims.queues, now)
+            claims.took([row(n) for n in range(found)], None, Places(1), now)
+        now += 0.005
+    assert claims.idle
+
+
+def test_nobody_wakes_who_cannot_hear() -> None:
+    """Behind a pooler a notification costs who publishes, and tells nobody."""
+    claims = claims_of("a")
+    claims.hears = False
+    _, idle = traffic(claims, 100.0, 2.0, 400, 1)
+    assert not any(idle)
+
+
 def test_who_is_told_in_vain_again_and_again_looks_by_itself_for_a_while() -> None:
     """Others take what comes: eight workers would run eight claims for each job."""
     claims = claims_of("a")

@@ -77,6 +77,9 @@ def test_looking_reads_no_more_than_it_counts(any_database_url: str) -> None:
     fill(database_url, "celery", 15_000, ", status, finished_at", ", 'failed', now()")
     rows(database_url, "update job_queue set status = 'processing', owner = gen_random_uuid() "
                        "where id in (select id from job_queue where status = 'pending' order by id desc limit 12000)")
+    # A session says what it has read when it has ended, and that is a moment after we have left it.
+    wait_until(lambda: one(database_url, "select n_tup_upd from pg_stat_user_tables where relname = 'job_queue'") >= 12_000,
+               "the server has counted what came before")
 
     def read() -> dict[str, int]:
         counters = rows(database_url, """

@@ -125,15 +125,15 @@ class _Traffic:
 class Claims:
     """The claiming side of one consuming connection.
 
-    slowest: longest time between two looks when nothing wakes it, in seconds.
+    slowest: longest time between two looks when nothing wakes it, in seconds. hears: whether it can be woken; behind a pooler it
+    cannot.
     """
 
-    def __init__(self, owner: str, slowest: float) -> None:
+    def __init__(self, owner: str, slowest: float, *, hears: bool = True) -> None:
         self.owner = owner
         self.slowest = slowest
+        self.hears = hears
         self.queues: list[str] = []
-        #: Whether it can be woken; behind a pooler it cannot.
-        self.hears = True
         #: Little was found for a while: publishers have to wake this worker.
         self.idle = False
         self._idle_since = 0.0

@@ -52,8 +52,7 @@ class Cycle:
         self.ready: deque[Delivery] = deque()
         #: Told (id, lease, task id, error) of a claimed job whose message cannot be read.
         self.on_unreadable: Callable[[Any, Any, Any, Exception], None] = self._refuse
-        self.claims = Claims(identity().id, options.poll)
-        self.claims.hears = not options.pooled
+        self.claims = Claims(identity().id, options.poll, hears=not options.pooled)
         self.mailbox = Mailbox(options, self.claims, self.ready)
         self.duties = Duties(session, options, self.claims, self.mailbox.queues, settlements.release)
         #: Knows what the consumer has places for.
@@ -66,6 +65,11 @@ class Cycle:
         self.listening = Listening(session)
         self._in_flight: list[Flight] = []
         self._sent: Plan | None = None
+
+    def adopt(self, options: Options) -> None:
+        """Go on with these: the server was met, and is not what was said of it."""
+        self.options = self.duties.options = self.mailbox.options = options
+        self.claims.slowest, self.claims.hears = options.poll, not options.pooled
 
     @property
     def starts_on_delivery(self) -> bool:

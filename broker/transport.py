@@ -107,8 +107,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.cycle_.duties.count_for(self)
         if found is not self.settings:
             self.settings = found
-            self.cycle_.options = self.cycle_.duties.options = self.cycle_.mailbox.options = found.options
-            self.cycle_.claims.slowest, self.cycle_.claims.hears = found.options.poll, not found.options.pooled
+            self.cycle_.adopt(found.options)
 
     def close_connection(self, connection: Any) -> None:
         """Give back what was not finished and close; never raises on a dead connection."""

@@ -5,53 +5,33 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
 
 from tests.support.database import one, rows
+from tests.support.quick import most, most_of, publish, watch
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
 
-#: Notes the most jobs that were held at once.
-_WATCH = """
-    create table public.held (most bigint);
-    create function watch() returns trigger language plpgsql security definer as $$
-    begin insert into public.held select count(*) from public.job_queue where owner is not null; return null; end $$;
-    create trigger watch after update on job_queue for each statement execute function watch()"""
-
-
-def publish(app: Celery, paths: list[str]) -> list[Any]:
-    with app.producer_or_acquire() as producer, producer.batch():
-        return [app.tasks["t.wait"].apply_async((path,), producer=producer) for path in paths]
-
 
 def most_held(url: str, app: Celery, path: str) -> int:
-    """Have some work off that is over at once; the most that were held of it, those included whose end was still on its way."""
-    rows(url, "truncate held")
-    for result in publish(app, [path] * 100):
-        result.get(timeout=30)
-    return int(one(url, "select max(most) from held"))
+    return most_of(url, app, path, 100)
 
 
 @pytest.fixture
-def quick(app: Celery, database_url: str, tmp_path: Path) -> str:
+def quick(database_url: str, tmp_path: Path) -> str:
     """What t.wait does not wait for."""
-    rows(database_url, _WATCH)
-    path = tmp_path / "quick"
-    path.with_suffix(".go").touch()
-    assert Path(str(path) + ".go").exists()
-    return str(path)
+    return watch(database_url, "owner is not null", tmp_path)
 
 
 def test_quick_jobs_are_claimed_beyond_the_window(app: Celery, database_url: str, start_worker: Start, quick: str) -> None:
     start_worker("-c", "1", "--prefetch-multiplier", "4")
     assert most_held(database_url, app, quick) >= 4, "also while nobody knows yet that they are quick"
     wait_until(lambda: most_held(database_url, app, quick) > 8, "more is held than the window has places for")
-    assert one(database_url, "select max(most) from held") <= 2 * 32
+    assert most(database_url) <= 2 * 32
     assert rows(database_url, "select 1 from job_queue where status <> 'completed' or attempts <> 1 or total_starts <> 1") == []
 
 

@@ -12,38 +12,21 @@ import pytest
 from celery import Celery
 
 from tests.support.database import one, rows
+from tests.support.quick import begin, most, most_of, publish, watch
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
 
-#: Notes the most jobs that were started at once.
-_WATCH = """
-    create table public.started (most bigint);
-    create function watch() returns trigger language plpgsql security definer as $$
-    begin insert into public.started select count(*) from public.job_queue where status = 'processing'; return null; end $$;
-    create trigger watch after update on job_queue for each statement execute function watch()"""
-
-
-def publish(app: Celery, paths: list[str]) -> list[Any]:
-    with app.producer_or_acquire() as producer, producer.batch():
-        return [app.tasks["t.wait"].apply_async((path,), producer=producer) for path in paths]
-
 
 def most_started(url: str, app: Celery, path: str) -> int:
-    """Have some work off that is over at once; the most that were started, those included whose end was still on its way."""
-    rows(url, "truncate started")
-    for result in publish(app, [path] * 50):
-        result.get(timeout=30)
-    return int(one(url, "select max(most) from started"))
+    return most_of(url, app, path, 50)
 
 
 @pytest.fixture
 def quick(database_url: str, tmp_path: Path) -> str:
     """What t.wait does not wait for."""
-    rows(database_url, _WATCH)
-    (tmp_path / "quick.go").touch()
-    return str(tmp_path / "quick")
+    return watch(database_url, "status = 'processing'", tmp_path)
 
 
 @pytest.fixture
@@ -52,10 +35,10 @@ def behind_a_slow_one(app: Celery, database_url: str, start_worker: Start, quick
     """A worker that took its task for quick; the job that runs there and is slow; those that were published behind it."""
     worker = start_worker("-c", "1", "--prefetch-multiplier", "4", TEST_ACKS="early")
     wait_until(lambda: most_started(database_url, app, quick) >= 2, "the worker knows that the task is quick")
-    rows(database_url, "truncate started")
+    begin(database_url)
     slow, *others = publish(app, [str(tmp_path / "slow"), *[quick] * 20])
     wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
-    assert one(database_url, "select max(most) from started") <= 2
+    assert most(database_url) <= 2
     return worker, slow, others
 
 
@@ -75,10 +58,10 @@ def test_other_pools_start_none_ahead(pool: str, app: Celery, database_url: str,
     """Solo cannot give it back while a task runs, and after a cold shutdown threads go on with what they have."""
     worker = start_worker("-P", pool, "-c", "1", "--prefetch-multiplier", "4", TEST_ACKS="early")
     most_started(database_url, app, quick)
-    rows(database_url, "truncate started")
+    begin(database_url)
     slow, *_ = publish(app, [str(tmp_path / "slow"), *[quick] * 5])
     wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
-    assert one(database_url, "select max(most) from started") == 1
+    assert most(database_url) == 1
     if pool == "threads":
         worker.process.send_signal(signal.SIGQUIT)
         wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'pending' and owner is null") == 5,

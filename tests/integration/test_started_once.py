@@ -1,4 +1,4 @@
-"""Quick tasks that are acknowledged early: one job per prefork process is started ahead, and goes back if it cannot run."""
+"""Quick tasks that are acknowledged early: one to three per prefork process are started ahead, and go back if they cannot run."""
 
 from __future__ import annotations
 
@@ -33,23 +33,39 @@ def quick(database_url: str, tmp_path: Path) -> str:
 def behind_a_slow_one(app: Celery, database_url: str, start_worker: Start, quick: str,
                       tmp_path: Path) -> tuple[Worker, Any, list[Any]]:
     """A worker that took its task for quick; the job that runs there and is slow; those that were published behind it."""
-    worker = start_worker("-c", "1", "--prefetch-multiplier", "4", TEST_ACKS="early")
+    worker = start_worker("-c", "1", "--prefetch-multiplier", "8", TEST_ACKS="early")
     wait_until(lambda: most_started(database_url, app, quick) >= 2, "the worker knows that the task is quick")
     begin(database_url)
     slow, *others = publish(app, [str(tmp_path / "slow"), *[quick] * 20])
     wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
-    assert most(database_url) <= 2
+    assert most(database_url) <= 4
     return worker, slow, others
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_one_per_process_is_started_ahead(processes: int, app: Celery, database_url: str, start_worker: Start,
-                                          quick: str) -> None:
-    start_worker("-c", str(processes), "--prefetch-multiplier", "8", TEST_ACKS="early")
-    wait_until(lambda: most_started(database_url, app, quick) > processes, "one is started ahead")
+def test_no_more_than_three_per_process_are_started_ahead(processes: int, app: Celery, database_url: str, start_worker: Start,
+                                                          quick: str) -> None:
+    start_worker("-c", str(processes), "--prefetch-multiplier", "32", TEST_ACKS="early")
+    wait_until(lambda: most_started(database_url, app, quick) > processes, "some are started ahead")
     for _ in range(5):
-        assert most_started(database_url, app, quick) <= 2 * 2 * processes
+        assert most_started(database_url, app, quick) <= 2 * 4 * processes
     assert rows(database_url, "select 1 from job_queue where attempts <> 1 or total_starts <> 1 or not at_most_once") == []
+
+
+def test_of_a_task_of_some_milliseconds_one_per_process_is(app: Celery, database_url: str, start_worker: Start,
+                                                          quick: str) -> None:
+    def most_napping() -> int:
+        begin(database_url)
+        with app.producer_or_acquire() as producer, producer.batch():
+            naps = [app.tasks["t.nap"].apply_async((0.005,), producer=producer) for _ in range(50)]
+        for nap in naps:
+            nap.get(timeout=30)
+        return most(database_url)
+
+    start_worker("-c", "2", "--prefetch-multiplier", "16", TEST_ACKS="early")
+    wait_until(lambda: most_napping() > 2, "the worker knows that the task is quick")
+    # Two run and two are to follow; seldom are more than two ends on their way. With three ahead it is always eight.
+    wait_until(lambda: most_napping() <= 6, "it does not start more than one ahead")
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
@@ -96,7 +112,7 @@ def test_what_waits_behind_a_slow_one_goes_back(app: Celery, database_url: str, 
     wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'processing'") == 1, "it goes back")
     assert rows(database_url, "select 1 from job_queue where status = 'pending' and (attempts, total_starts) <> (0, 0)") == []
     start_worker("-c", "1", TEST_ACKS="early")
-    wait_until(lambda: one(database_url, "select count(*) from job_queue where status <> 'completed'") <= 5, "they run elsewhere")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status <> 'completed'") <= 9, "they run elsewhere")
     (tmp_path / "slow.go").touch()
     assert [result.get(timeout=30) for result in (slow, *others)] == ["went"] * 21
     wait_until(lambda: one(database_url, "select count(*) from job_queue where status <> 'completed'") == 0, "all is over")
@@ -116,8 +132,8 @@ def test_a_worker_that_leaves_gives_it_back(database_url: str, tmp_path: Path,
     assert one(database_url, "select count(*) from job_queue where status = 'pending' and attempts = 0") == 20
 
 
-def test_a_killed_worker_takes_no_more_than_one_per_process_with_it(app: Celery, database_url: str, start_worker: Start,
-                                                                    behind_a_slow_one: tuple[Worker, Any, list[Any]]) -> None:
+def test_a_killed_worker_takes_no_more_with_it(app: Celery, database_url: str, start_worker: Start,
+                                               behind_a_slow_one: tuple[Worker, Any, list[Any]]) -> None:
     worker, slow, _ = behind_a_slow_one
     os.killpg(worker.process.pid, signal.SIGKILL)
     start_worker("-c", "1", TEST_ACKS="early")
@@ -125,5 +141,5 @@ def test_a_killed_worker_takes_no_more_than_one_per_process_with_it(app: Celery,
                "all is over", 60)
     lost = {row["task_id"] for row in rows(database_url, "select task_id from job_queue where status = 'failed'")}
     assert slow.id in lost
-    assert len(lost) <= 2
+    assert len(lost) <= 4
     assert rows(database_url, "select 1 from job_queue where attempts <> 1 or total_starts <> 1") == []

@@ -78,6 +78,11 @@ def _add_tasks(application: Celery) -> None:
             time.sleep(0.02)
         return "gave up"
 
+    @task(name="t.nap")
+    def nap(seconds: float) -> str:
+        time.sleep(seconds)
+        return "rested"
+
     @task(name="t.die", bind=True)
     def die(self: Any, path: str | None = None) -> str:
         """Kill the process it runs in; with a path only the first time."""

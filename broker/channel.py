@@ -37,6 +37,7 @@ class Delivered(virtual.Message):  # type: ignore[misc]
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         super().__init__(payload, channel=channel, **kwargs)
+        self._raw = None  # for nobody, and the body would be held as text and as bytes
         job = payload["properties"].get("job")
         self.lease: Lease | None = Lease.of(job) if job else None
         #: The queue it came from; a message routed through an exchange carries another routing key.

@@ -19,7 +19,7 @@ from celery_jobqueue.broker.duties import Duties, Plan, ignore
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.listening import Listening
 from celery_jobqueue.broker.mailbox import Delivery, Mailbox
-from celery_jobqueue.broker.messages import decode_job
+from celery_jobqueue.broker.messages import decode_job, envelopes
 from celery_jobqueue.broker.options import Options
 from celery_jobqueue.broker.outbox import Outbox
 from celery_jobqueue.broker.refusals import Refusals
@@ -185,9 +185,9 @@ class Cycle:
     def _take_jobs(self, rows: list[Row], due: list[Row] | None, places: Places, asked: float) -> None:
         self.claims.took(rows, due, places, monotonic())
         self.door.claimed(sum(row[16] is not None for row in rows))
-        for row in rows:
+        for row, parts in zip(rows, envelopes(rows), strict=True):
             try:
-                message = decode_job(row)
+                message = decode_job(row, parts)
                 message["properties"]["job"]["asked"] = asked  # see broker/stale.py: others may have had it since
                 self.ready.append((str(row[2]), message))
             except Exception as error:  # edited by hand

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,7 +26,7 @@ from celery_jobqueue.broker.session import Row
 from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["ETA_IN_WORKER", "check_size", "decode_job", "decode_lost", "decode_transient", "encode_job", "encode_transient",
-           "is_json", "job_id", "revocation", "storable", "uuid7"]
+           "envelopes", "is_json", "job_id", "revocation", "storable", "uuid7"]
 
 #: A job due within this many seconds is delivered at once and waits in the worker's timer, where `inspect scheduled`
 #: looks for it; a later one waits in the table (Celery's own suite expects a 5 s ETA in the timer).
@@ -44,6 +44,10 @@ _MAX_ATTEMPTS = 2**31 - 1
 #: `timeout` is 30 s by itself. 256 MiB is also the most that an argument of enqueue_job(), a jsonb, can hold.
 _MOST = 256 * 1024 * 1024
 _LAST_MOMENT = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+#: Characters of the envelopes that are read as one text, which is a copy of them: so much for a full claim of ordinary jobs.
+_READ_TOGETHER = 500_000
+#: Stands between them. Nobody who writes an envelope by hand can know it, so none of them ends or begins in its neighbour.
+_SEAM = os.urandom(8).hex()
 
 _clock = threading.Lock()
 _last = 0
@@ -111,14 +115,39 @@ def encode_job(message: dict[str, Any], queue: str, scale: str) -> dict[str, Any
     return row
 
 
-def decode_job(row: Row) -> dict[str, Any]:
+def envelopes(rows: Sequence[Row]) -> list[Any]:
+    """What the envelopes of claimed rows hold, for decode_job; None for one that it has to read by itself.
+
+    JSON keys of one text are one object: of jobs read together each takes 1.4 kB less than of those read one by one (a worker
+    with a prefetch of 1,000 has that many), and 5 µs where it were 7.
+    """
+    alone = [None] * len(rows)
+    if len(rows) < 2:
+        return alone
+    texts = [row[11] or "{}" for row in rows]
+    if sum(map(len, texts)) > _READ_TOGETHER:
+        return alone
+    try:
+        found = json.loads("[" + f',"{_SEAM}",'.join(texts) + "]")
+    except (ValueError, RecursionError):  # one of them was written by hand, and its own error tells of it
+        return alone
+    return found[::2] if len(found) == 2 * len(rows) - 1 and found[1::2].count(_SEAM) == len(rows) - 1 else alone
+
+
+def decode_job(row: Row, parts: Any = None) -> dict[str, Any]:
     """The message of a claimed row, as kombu's virtual transports pass it on. Columns win over the envelope: a person
-    may have edited them.
+    may have edited them. parts: what its envelope holds, if that has been read.
     """
     (id_, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id, expires, reply_to, envelope,
      payload, binary, _, suspect, start) = row
-    message = _message(envelope, payload, binary)
+    message = _message(envelope, payload, binary, parts)
     headers, properties = message["headers"], message["properties"]
+    if task_id is not None and headers.get("id") == task_id:
+        headers["id"] = task_id  # once in memory, not four times: 0.25 kB less for each job that is held
+        if headers.get("root_id") == task_id:
+            headers["root_id"] = task_id
+        if properties.get("correlation_id") == task_id:
+            properties["correlation_id"] = task_id
     expiry = _expiry(expires)
     if envelope is None and task_name is not None:  # enqueued from SQL
         headers.update(lang="py", task=task_name, id=task_id, root_id=task_id, parent_id=None, group=None, retries=0,
@@ -194,8 +223,9 @@ def decode_transient(queue: str, envelope: str | None, payload: str | None, bina
     return message
 
 
-def _message(envelope: str | None, payload: str | None, binary: str | None) -> dict[str, Any]:
-    parts = json.loads(envelope) if envelope else {}
+def _message(envelope: str | None, payload: str | None, binary: str | None, parts: Any = None) -> dict[str, Any]:
+    if parts is None:
+        parts = json.loads(envelope) if envelope else {}
     if not isinstance(parts, dict):
         raise ValueError("envelope has to be a JSON object")
     properties = parts.get("properties") or {}

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_jobqueue.broker import messages
-from celery_jobqueue.broker.messages import decode_job, decode_lost, decode_transient, encode_job, encode_transient, revocation
+from celery_jobqueue.broker.messages import (
+    decode_job,
+    decode_lost,
+    decode_transient,
+    encode_job,
+    encode_transient,
+    envelopes,
+    revocation,
+)
+from celery_jobqueue.broker.session import Row
 from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["ENVELOPES", "JSON", "NAMES", "PROPERTIES", "claimed_row"]
@@ -99,6 +108,21 @@ def every_row_is_a_message_or_an_error_that_a_worker_survives(
     assert decoded["properties"]["job"]["lease"] == "lease"
 
 
+@given(texts=st.lists(ENVELOPES, max_size=5))
+def rows_read_together_are_what_each_is_alone(texts: list[str | None]) -> None:
+    """Whatever stands in one row, its neighbours are the jobs that they were."""
+    rows = [("id", "lease", "q", "5", "0", "3", "f", "t", "task", None, None, text, "[]", None, None, "f", None)
+            for text in texts]
+
+    def read(row: Row, parts: Any) -> str:
+        try:
+            return json.dumps(decode_job(row, parts))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            return repr(error)
+
+    assert [read(row, parts) for row, parts in zip(rows, envelopes(rows), strict=True)] == [read(row, None) for row in rows]
+
+
 @given(envelope=ENVELOPES, payload=_PAYLOADS, binary=_BINARIES)
 def the_end_of_any_job_can_be_told(envelope: str | None, payload: str | None, binary: str | None) -> None:
     """Never raises: the job has ended already, and others wait to be told of theirs."""
@@ -143,5 +167,6 @@ def a_name_is_storable_or_refused(value: object) -> None:
 #: What `make fuzz` runs without end and the tests run briefly.
 PROPERTIES: tuple[Callable[[], None], ...] = (
     every_message_is_stored_whole_or_refused_by_name, every_row_is_a_message_or_an_error_that_a_worker_survives,
+    rows_read_together_are_what_each_is_alone,
     the_end_of_any_job_can_be_told, no_control_message_breaks_its_sender, transient_messages_come_back_as_they_were,
     a_name_is_storable_or_refused)

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from celery_jobqueue.broker.messages import decode_job, encode_job, job_id, revocation, uuid7
+from celery_jobqueue.broker.channel import Delivered
+from celery_jobqueue.broker.messages import decode_job, encode_job, envelopes, job_id, revocation, uuid7
 from celery_jobqueue.broker.priorities import to_row
+from celery_jobqueue.broker.session import Row
 from celery_jobqueue.db.errors import InvalidJob
 
 
@@ -120,6 +123,60 @@ def test_a_row_enqueued_from_sql_is_a_celery_message() -> None:
     assert decoded["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q", "redelivered": True}
     assert decoded["properties"]["job"] == {"id": "1", "lease": "2", "attempts": 1, "max_attempts": 4, "expires": 1893456000.0,
                                             "suspect": True, "task": "t.x", "task_id": "task-1", "start": 7}
+
+
+def claimed_job(number: int, envelope: str | None = None) -> Row:
+    """A job's row as the claim returns it; no string of it is another row's."""
+    task_id = f"task-{number}"
+    headers = {"id": task_id, "root_id": task_id, "parent_id": None, "stamps": {}}
+    made = encode_job(message(headers=headers, correlation_id=task_id, reply_to="client"), "q", "jobs")
+    return (f"row-{number}", "lease", "q", "5", "0", "3", "f", "t.x", task_id, None, "client",
+            made["envelope"] if envelope is None else envelope, made["payload"], None, "x", "f", None)
+
+
+def test_jobs_of_one_claim_share_their_keys_and_say_their_ids_once() -> None:
+    jobs = [claimed_job(number) for number in range(3)]
+    together = [decode_job(row, parts) for row, parts in zip(jobs, envelopes(jobs), strict=True)]
+    assert together == [decode_job(row) for row in jobs]
+    first, _, last = together
+    for part in ("headers", "properties"):
+        ours, theirs = ({key: key for key in decoded[part]} for decoded in (first, last))
+        assert all(ours[key] is theirs[key] for key in ours), part
+    assert last["headers"]["id"] is last["headers"]["root_id"] is last["properties"]["correlation_id"]
+    assert last["headers"]["id"] is last["properties"]["job"]["task_id"]
+
+
+@pytest.mark.parametrize("odd", [
+    ["garbage"], ["null"], ['{"headers": {"id": "1"}'], ["{}, {}"], ["{}]", "[{}"], ['{"a": [1', "2]}", "{}, {}"], ["", "{},{}"],
+    ['{"a": "', '"}'], ['{"a":' * 2000], ['{"a": "' + "x" * 500_000 + '"}'],
+], ids=lambda odd: odd[0][:20])
+def test_an_odd_envelope_means_one_job(odd: list[str]) -> None:
+    jobs = [claimed_job(0), *(claimed_job(number, envelope) for number, envelope in enumerate(odd, 1)), claimed_job(9)]
+
+    def read(row: Row, parts: Any) -> dict[str, Any] | type[Exception]:
+        try:
+            return decode_job(row, parts)
+        except (ValueError, RecursionError) as error:
+            return type(error)
+
+    together = [read(row, parts) for row, parts in zip(jobs, envelopes(jobs), strict=True)]
+    assert together == [read(row, None) for row in jobs]
+    neighbours = [decoded["headers"]["id"] for decoded in (together[0], together[-1]) if isinstance(decoded, dict)]
+    assert neighbours == ["task-0", "task-9"]
+
+
+def test_a_delivered_message_has_its_body_once() -> None:
+    raw = decode_job(claimed_job(1))
+    delivered = Delivered(raw, channel=SimpleNamespace(decode_body=lambda body, _encoding: body))
+    assert delivered.body == raw["body"].encode()
+    assert not [name for name, value in vars(delivered).items() if value is raw or value is raw["body"]]
+    assert delivered.lease is not None
+    assert delivered.queue == "q"
+
+
+def test_no_claim_and_a_claim_of_one() -> None:
+    assert envelopes([]) == []
+    assert envelopes([claimed_job(1)]) == [None]
 
 
 @pytest.mark.parametrize(("body", "ids"), [

@@ -217,8 +217,8 @@ class Claims:
         cursors = [self._cursors.get(level, _START) for level in self._asked]
         return (text_array(queue for queue, _ in self._asked),
                 "{" + ",".join(str(priority) for _, priority in self._asked) + "}",
-                text_array(cursor.run_at for cursor in cursors),
-                text_array(cursor.id for cursor in cursors))
+                "{" + ",".join([quoted(cursor.run_at) for cursor in cursors]) + "}",
+                "{" + ",".join([cursor.id for cursor in cursors]) + "}")
 
     def first_in_line(self) -> Call:
         """Which job the last claim would have taken if it was of one, when that was refused."""
@@ -296,7 +296,7 @@ def text_array(values: Iterable[str]) -> str:
     return "{" + ",".join(map(_quoted, values)) + "}"
 
 
-_quoted = lru_cache(maxsize=4096)(quoted)  # names of queues come again with every claim
+_quoted = lru_cache(maxsize=512)(quoted)  # names of queues come again with every claim; ids of jobs only once
 
 
 @lru_cache(maxsize=1024)  # a worker asks for those of its queues with every batch

@@ -30,7 +30,8 @@ def quoted(value: str | None) -> str:
 def rows_of(result: pq.abc.PGresult) -> list[Row]:
     """The rows of a result in text format."""
     columns = range(result.nfields)
+    # By a list: the tuple of a generator is resized at its end, and Python keeps 2,000 old ones of each size for nobody: 0.4 MiB.
     return [
-        tuple(None if (value := result.get_value(row, column)) is None else value.decode() for column in columns)
+        tuple([None if (value := result.get_value(row, column)) is None else value.decode() for column in columns])
         for row in range(result.ntuples)
     ]

@@ -80,8 +80,8 @@ def checked(line: str, files: Sequence[tuple[str, str]]) -> tuple[Migration, ...
 
 
 def newest(line: str) -> int:
-    """Version this code needs."""
-    return len(migrations(line))
+    """Version this code needs. The files are not read for that: a worker would keep 0.2 MiB of them."""
+    return sum(1 for entry in resources.files("celery_jobqueue.db.schema").joinpath(line).iterdir() if _FILE.match(entry.name))
 
 
 def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("queue",),

@@ -1,7 +1,5 @@
-"""Flower's Broker page, `/api/queues/length` and `/metrics`, told by the job queue.
+"""Flower's Broker page, `/api/queues/length` and `/metrics`, told by the job queue. How it comes to ask: broker/flower_hook.py.
 
-Flower has no plug-in point: its `Broker` chooses a class by the URL's scheme and refuses what it does not know. `install` puts
-ours before it as soon as Flower's views are loaded; the transport calls it for every connection, so nobody imports anything.
 The database is asked in a thread of our own: Flower's event loop never waits for it, and its other pages keep their threads.
 """
 
@@ -10,26 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial, wraps
-from importlib import import_module
-from threading import Lock
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
 
 from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.flower_hook import failover_list
 from celery_jobqueue.broker.gauges import Health, health_gauges, look_at_health
-from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Row, Session
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.db.url import libpq_dsn
 
-__all__ = ["COUNTED", "AtLeast", "Queue", "install"]
+__all__ = ["COUNTED", "AtLeast", "Broker", "Queue", "gauges"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +33,6 @@ COUNTED = 10_000
 _CONNECT, _ANSWER, _PATIENCE = 3, 3, 8  # seconds; Prometheus gives up after ten
 
 T = TypeVar("T")
-_Get = Callable[[Any], Awaitable[None]]
 
 
 class AtLeast(int):
@@ -182,7 +176,7 @@ class _Looks:
     async def _look(self, key: object, url: str, ask: Callable[[Session], T]) -> T:
         running: asyncio.Future[T] | None = self._running.get(key)
         if running is None:
-            look = partial(_look, _failover_lists.get(url, (url,)), ask)
+            look = partial(_look, failover_list(url), ask)
             running = self._running[key] = asyncio.get_running_loop().run_in_executor(self._thread, look)
             running.add_done_callback(partial(self._done, key))
         return await asyncio.wait_for(asyncio.shield(running), _PATIENCE)
@@ -194,14 +188,12 @@ class _Looks:
 
 
 _looks = _Looks()
-#: First URL of a failover list → all of them. Flower's broker is told the first one only.
-_failover_lists: dict[str, tuple[str, ...]] = {}
 
 
 # -- what Flower asks -------------------------------------------------------------------------------------------------
 
 
-class _Broker:
+class Broker:
     """Flower's idea of a broker: something with queues."""
 
     def __init__(self, url: str) -> None:
@@ -229,8 +221,6 @@ class _Gauges:
     async def refresh(self, handler: Any) -> None:
         """Look before this request for the metrics is answered. Never raises: Flower's own metrics do not need us."""
         url = handler.application.broker_uri_with_password
-        if not _is_ours(url):
-            return
         try:
             self._queues = await _looks.queues(url, tuple(handler.get_active_queue_names()))
             self._health = await _looks.health(url)
@@ -281,56 +271,8 @@ def _gauge(name: str, meaning: str) -> Any:
     return GaugeMetricFamily(f"jobqueue_{name}", meaning, labels=["queue"])
 
 
-_gauges = _Gauges()
+gauges = _Gauges()
 
 
 def _reason(error: BaseException) -> str:
     return (str(error).strip() or f"no answer within {_PATIENCE} s").splitlines()[0]
-
-
-def _is_ours(url: str) -> bool:
-    return url.partition("://")[0] in SCHEMES
-
-
-# -- getting in -------------------------------------------------------------------------------------------------------
-
-_installing = Lock()
-_installed = False
-
-
-def install(urls: Sequence[str] = ()) -> None:
-    """Teach Flower our scheme, once per process and only where Flower runs. urls: the failover list of a connection."""
-    global _installed
-    if "flower.views" not in sys.modules:
-        return
-    if len(urls) > 1:
-        _failover_lists[urls[0]] = tuple(url for url in urls if _is_ours(url))
-    with _installing:
-        if _installed:
-            return
-        _installed = True
-        try:
-            brokers: Any = import_module("flower.utils.broker")
-            views: Any = import_module("flower.views")
-            metrics = import_module("flower.views.monitor").Metrics
-            brokers.Broker = views.Broker = _knowing_job_queues(brokers.Broker)  # the views have the name by value
-            metrics.get = _after_a_look(metrics.get)
-        except (ImportError, AttributeError) as error:
-            logger.warning("this Flower is not known, its Broker page stays empty: %s", error)
-
-
-def _knowing_job_queues(others: Any) -> Any:
-    @wraps(others, updated=())
-    def broker(broker_url: str, *args: Any, **kwargs: Any) -> Any:
-        return _Broker(broker_url) if _is_ours(broker_url) else others(broker_url, *args, **kwargs)
-
-    return broker
-
-
-def _after_a_look(get: _Get) -> _Get:
-    @wraps(get)
-    async def answered(handler: Any) -> None:
-        await _gauges.refresh(handler)
-        await get(handler)
-
-    return answered

@@ -18,7 +18,7 @@ from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.comeback import patiently
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
-from celery_jobqueue.broker.flower import install as _install_in_flower
+from celery_jobqueue.broker.flower_hook import install as _install_in_flower
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.management import Management
 from celery_jobqueue.broker.masking import install as _install_masking

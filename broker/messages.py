@@ -119,7 +119,7 @@ def envelopes(rows: Sequence[Row]) -> list[Any]:
     """What the envelopes of claimed rows hold, for decode_job; None for one that it has to read by itself.
 
     JSON keys of one text are one object: of jobs read together each takes 1.4 kB less than of those read one by one (a worker
-    with a prefetch of 1,000 has that many), and 5 µs where it were 7.
+    with a prefetch of 1,000 has that many), and decode_job is done with a claim of 8 to 100 in 5.9 µs each, not in 6.7.
     """
     alone = [None] * len(rows)
     if len(rows) < 2:

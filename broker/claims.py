@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import md5
 from itertools import islice
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
@@ -38,8 +37,7 @@ _JUDGED_EVERY, _WITHDRAWN = 0.1, 1.0
 PASSED_OVER = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """What a worker has places for. limit: jobs to claim; ahead: how many more, as long as it starts each of them. starts,
     starts_once: how many of the tasks in quick and quick_once the claim may start itself (acknowledged late and early); both are
     text[] literals.
@@ -84,8 +82,7 @@ class Door:
         return False
 
 
-@dataclass(slots=True)
-class _Cursor:
+class _Cursor(NamedTuple):
     run_at: str
     id: str
 

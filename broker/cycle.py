@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from time import monotonic, time
 from typing import Any
 
@@ -163,7 +162,7 @@ class Cycle:
         for credit, queues in groups.items():
             places = self.door.places(credit)
             if most < _MAX_BATCH:  # a claim of one is of one
-                places = replace(places, ahead=0)
+                places = places._replace(ahead=0)
             if not (places.limit or places.ahead):
                 continue
             calls = self.claims.calls(places, queues, now)

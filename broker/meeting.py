@@ -12,7 +12,7 @@ from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.trouble import explained
 from celery_jobqueue.db.errors import SchemaError
-from celery_jobqueue.db.migrate import check_server, newest
+from celery_jobqueue.db.needed import check_server, newest
 from celery_jobqueue.db.url import masked
 
 __all__ = ["meet"]

@@ -64,8 +64,7 @@ class Result(NamedTuple):
     meta: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """How an attempt failed. retry: whether another attempt may follow; delay: how long to wait first (None: backoff)."""
 
     error: str

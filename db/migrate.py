@@ -10,29 +10,24 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
+from celery_jobqueue.db import needed
 from celery_jobqueue.db.errors import SchemaError
 from celery_jobqueue.db.url import libpq_dsn
 
-__all__ = ["LINES", "OLDEST_SERVER", "Migration", "Status", "bundle", "check_server", "migrate", "migrations", "newest",
-           "status"]
+__all__ = ["LINES", "Migration", "Status", "bundle", "migrate", "migrations", "status"]
 
 LINES = ("queue", "certificates")
-OLDEST_SERVER = 14
 _LOCK = 7001  # pg_advisory_xact_lock(_LOCK, 0): one migration at a time; (_LOCK, 1) is the rescue of dead workers' jobs
-_FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
 _TAG = "$mig$"
 _FORBIDDEN = re.compile(r"^\s*(begin|commit|rollback|start\s+transaction)\s*;|\bconcurrently\b", re.IGNORECASE | re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(NamedTuple):
     """One numbered file. `sha256` is of its text with Unix line ends, so a checkout on Windows is no edit."""
 
     line: str
@@ -42,8 +37,7 @@ class Migration:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """What of a line stands in a database."""
 
     line: str
@@ -59,8 +53,8 @@ class Status:
 @lru_cache
 def migrations(line: str) -> tuple[Migration, ...]:
     """The line's files in order. Raises SchemaError for gaps and for statements a migration must not hold."""
-    folder = resources.files("celery_jobqueue.db.schema").joinpath(line)
-    files = sorted((entry.name, entry.read_text(encoding="utf-8")) for entry in folder.iterdir() if _FILE.match(entry.name))
+    folder = needed.SCHEMA / line
+    files = sorted((entry.name, entry.read_text(encoding="utf-8")) for entry in folder.iterdir() if needed.FILE.match(entry.name))
     return checked(line, files)
 
 
@@ -68,7 +62,7 @@ def checked(line: str, files: Sequence[tuple[str, str]]) -> tuple[Migration, ...
     """The migrations in these (file name, text) pairs, checked. Raises SchemaError."""
     found: list[Migration] = []
     for expected, (file, text) in enumerate(files, start=1):
-        match = _FILE.match(file)
+        match = needed.FILE.match(file)
         if match is None or int(match[1]) != expected:
             raise SchemaError(f"db/schema/{line}/{file}: expected number {expected:04d}, migrations are numbered without gaps")
         sql = text.replace("\r\n", "\n")
@@ -77,11 +71,6 @@ def checked(line: str, files: Sequence[tuple[str, str]]) -> tuple[Migration, ...
             raise SchemaError(f"db/schema/{line}/{file}: no transaction statements, no CONCURRENTLY, no {_TAG}")
         found.append(Migration(line, expected, match[2], sql, hashlib.sha256(sql.encode()).hexdigest()))
     return tuple(found)
-
-
-def newest(line: str) -> int:
-    """Version this code needs. The files are not read for that: a worker would keep 0.2 MiB of them."""
-    return sum(1 for entry in resources.files("celery_jobqueue.db.schema").joinpath(line).iterdir() if _FILE.match(entry.name))
 
 
 def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("queue",),
@@ -94,7 +83,7 @@ def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("qu
     """
     applied: list[Migration] = []
     with _connection(database) as conn, _notices(conn, notice), conn.transaction(), conn.cursor() as cursor:
-        check_server(conn.info.server_version, conn.info.parameter_status("server_encoding"))
+        needed.check_server(conn.info.server_version, conn.info.parameter_status("server_encoding"))
         for statement in _prologue():
             cursor.execute(statement)
         for line in lines:
@@ -109,28 +98,13 @@ def migrate(database: str | psycopg.Connection[Any], lines: Sequence[str] = ("qu
     return applied
 
 
-def check_server(version: int, encoding: str | None, where: str = "") -> None:
-    """Raise SchemaError when the queue cannot live there.
-
-    version: PostgreSQL's number, 180006 is 18.6. encoding: of the database; None where a pooler does not tell. where: for the
-    message, the database's URL without its password.
-    """
-    place = f" in {where}" if where else ""
-    if version < OLDEST_SERVER * 10_000:
-        raise SchemaError(f"PostgreSQL {version // 10_000}{place} is too old: this needs {OLDEST_SERVER} or newer")
-    if encoding not in ("UTF8", None):  # SQL_ASCII takes any bytes for text, LATIN1 has no place for most characters
-        raise SchemaError(
-            f"the encoding of the database{place} is {encoding}, and jobs are UTF-8: put the job queue into a database made with "
-            "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 (where its locale does not fit: LOCALE 'C' too)")
-
-
 def status(database: str | psycopg.Connection[Any]) -> list[Status]:
     """How far each line is in this database. Raises psycopg.Error."""
     with _connection(database) as conn, conn.transaction(), conn.cursor() as cursor:
         cursor.execute("select to_regclass('jobqueue.migration') is not null")
         row = cursor.fetchone()
         there = bool(row and row[0])
-        return [Status(line, len(_ledger(cursor, line)) if there else 0, newest(line)) for line in LINES]
+        return [Status(line, len(_ledger(cursor, line)) if there else 0, needed.newest(line)) for line in LINES]
 
 
 def bundle(line: str) -> str:

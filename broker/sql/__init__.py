@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
 
 __all__ = ["Statement", "statement"]
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """One named SQL statement with `$1 … $n` parameters.
 
     `name` doubles as the name of the prepared statement on connections that may prepare.
@@ -24,7 +23,7 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def _load() -> dict[str, Statement]:
-    text = resources.files(__name__).joinpath("statements.sql").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("statements.sql").read_text(encoding="utf-8")
     parts = _NAME.split(text)[1:]
     statements: dict[str, Statement] = {}
     for name, body in zip(parts[::2], parts[1::2], strict=True):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from celery_jobqueue.db import embedded, migrate
+from celery_jobqueue.db import embedded, migrate, needed
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import libpq_dsn, masked
 from tests.support.database import one, rows
@@ -72,7 +72,7 @@ def test_migrate_and_status(command: list[str], empty_database_url: str) -> None
     rows(url, "select get_next_job()")
     status = jobqueue("status", url=url, command=command)
     server = one(url, "select split_part(current_setting('server_version'), ' ', 1)")
-    newest = {line: migrate.newest(line) for line in migrate.LINES}
+    newest = {line: needed.newest(line) for line in migrate.LINES}
     assert without_spaces(status.lines) == [
         f"database {shown}", f"server PostgreSQL {server}", f"schema queue version {newest['queue']}",
         f"schema certificates version {newest['certificates']}", "jobs 2 pending, 1 processing, 0 completed, 0 failed"]
@@ -87,7 +87,7 @@ def test_the_option_outranks_the_environment(empty_database_url: str) -> None:
 def test_status_names_what_is_to_be_done(database_url: str) -> None:
     rows(database_url, "delete from jobqueue.migration where line = 'queue' and version = (select max(version)"
                        " from jobqueue.migration where line = 'queue')")
-    newest = migrate.newest("queue")
+    newest = needed.newest("queue")
     behind = "schema queue not installed" if newest == 1 else f"version {newest - 1}, 1 to apply: run `jobqueue migrate`"
     assert behind in "\n".join(without_spaces(jobqueue("status", url=database_url).lines))
     rows(database_url, "insert into jobqueue.migration (line, version, name, sha256)"

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.pq import ExecStatus
 
-from celery_jobqueue.db import migrate
+from celery_jobqueue.db import migrate, needed
 from celery_jobqueue.db.errors import SchemaError
 from celery_jobqueue.db.url import libpq_dsn
 from tests.support.database import fresh_database, one, rows, sibling
@@ -50,10 +50,10 @@ def folder(today: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """The code's schema folder: a copy with tomorrow's migrations, which the test may change."""
     copy = tmp_path / "schema"
     shutil.copytree(today, copy)
-    monkeypatch.setattr(migrate, "resources", SimpleNamespace(files=lambda _package: copy))
+    monkeypatch.setattr(needed, "SCHEMA", copy)
     monkeypatch.setattr(migrate, "migrations", migrate.migrations.__wrapped__)
     for line, text in TOMORROW.items():
-        (copy / line / f"{migrate.newest(line) + 1:04d}_tomorrow.sql").write_text(text)
+        (copy / line / f"{needed.newest(line) + 1:04d}_tomorrow.sql").write_text(text)
     return copy
 
 
@@ -112,19 +112,19 @@ def by_runner(url: str, folder: Path) -> None:
 
 def one_line_then_the_other(url: str, folder: Path) -> None:
     migrate.migrate(url)
-    assert [status.missing for status in migrate.status(url)] == [0, migrate.newest("certificates")]
+    assert [status.missing for status in migrate.status(url)] == [0, needed.newest("certificates")]
     migrate.migrate(url, migrate.LINES)
 
 
 def in_steps(url: str, folder: Path) -> None:
-    for version in range(1, migrate.newest("queue") + 1):
+    for version in range(1, needed.newest("queue") + 1):
         restore = cut(folder, version)
         assert [applied.version for applied in migrate.migrate(url)] == [version]
         rows(url, ENQUEUE)
         restore()
     migrate.migrate(url, migrate.LINES)
     colours = [row["colour"] for row in rows(url, "select colour from job_queue order by created_at")]
-    assert colours == ["blue"] * (migrate.newest("queue") - 1) + ["red"]
+    assert colours == ["blue"] * (needed.newest("queue") - 1) + ["red"]
 
 
 def on_an_autocommit_connection(url: str, folder: Path) -> None:
@@ -166,7 +166,7 @@ def pasted_over_an_older_paste(url: str, folder: Path) -> None:
 
 
 def pasted_over_the_runners(url: str, folder: Path) -> None:
-    restore = cut(folder, migrate.newest("queue") - 1)
+    restore = cut(folder, needed.newest("queue") - 1)
     migrate.migrate(url, migrate.LINES)
     rows(url, ENQUEUE)
     restore()
@@ -234,7 +234,7 @@ def test_through_a_pooler_in_transaction_mode(servers: Servers, folder: Path) ->
             restore = cut(folder, 1)
             migrate.migrate(pooled, migrate.LINES)
             restore()
-            assert [status.missing for status in migrate.status(pooled)] == [migrate.newest("queue") - 1, 0]
+            assert [status.missing for status in migrate.status(pooled)] == [needed.newest("queue") - 1, 0]
             paste(libpq_dsn(pooled), migrate.bundle("queue"))
         assert not any(left_behind(pooler.url(url)).values())
         by_runner(direct, folder)
@@ -270,7 +270,7 @@ def test_windows_line_ends_are_no_edit(empty_database_url: str, folder: Path) ->
 def test_a_database_newer_than_the_code_is_refused(empty_database_url: str, folder: Path) -> None:
     migrate.migrate(empty_database_url)
     before = ledger(empty_database_url)
-    known = migrate.newest("queue") - 1
+    known = needed.newest("queue") - 1
     cut(folder, known)
     with pytest.raises(SchemaError, match=rf"version {known + 1}, newer than this code \({known}\): upgrade celery-jobqueue"):
         migrate.migrate(empty_database_url)
@@ -279,12 +279,12 @@ def test_a_database_newer_than_the_code_is_refused(empty_database_url: str, fold
 
 
 def test_a_server_older_than_ours_is_refused(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(needed, "OLDEST_SERVER", 99)
     with pytest.raises(SchemaError, match="is too old: this needs 99"):
         migrate.migrate(empty_database_url)
     assert one(empty_database_url, "select to_regnamespace('jobqueue')") is None
     monkeypatch.undo()
-    assert migrate.OLDEST_SERVER == OLDEST
+    assert needed.OLDEST_SERVER == OLDEST
 
 
 @pytest.mark.parametrize(("files", "named"), [
@@ -301,7 +301,7 @@ def test_what_a_migration_must_not_hold(files: Sequence[tuple[str, str]], named:
 
 @pytest.mark.parametrize("pasted", [False, True])
 def test_a_migration_that_fails_leaves_nothing(pasted: bool, empty_database_url: str, folder: Path) -> None:
-    (folder / "queue" / f"{migrate.newest('queue') + 1:04d}_wrong.sql").write_text("select 1; select no_such_column;")
+    (folder / "queue" / f"{needed.newest('queue') + 1:04d}_wrong.sql").write_text("select 1; select no_such_column;")
     with pytest.raises((psycopg.errors.UndefinedColumn, AssertionError), match="no_such_column"):
         paste(empty_database_url, migrate.bundle("queue")) if pasted else migrate.migrate(empty_database_url)
     assert one(empty_database_url, "select to_regnamespace('jobqueue')") is None

@@ -16,7 +16,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celery_jobqueue.broker import enqueue_many, jobs_in
-from celery_jobqueue.db import migrate
+from celery_jobqueue.db import migrate, needed
 from celery_jobqueue.db.errors import SchemaError
 from tests.support.app import make_app
 from tests.support.database import fresh_database, one, rows, sibling
@@ -162,14 +162,14 @@ def test_a_missing_schema_stops_worker_and_publisher_with_the_remedy(empty_datab
 
 
 def test_an_older_schema_stops_too(app: Celery, database_url: str) -> None:
-    rows(database_url, "delete from jobqueue.migration where line = 'queue' and version = %s", (migrate.newest("queue"),))
-    with pytest.raises(SchemaError, match=rf"is version \d+, this code needs {migrate.newest('queue')} .*jobqueue migrate"):
+    rows(database_url, "delete from jobqueue.migration where line = 'queue' and version = %s", (needed.newest("queue"),))
+    with pytest.raises(SchemaError, match=rf"is version \d+, this code needs {needed.newest('queue')} .*jobqueue migrate"):
         app.tasks["t.add"].delay(1, 1)
 
 
 def test_a_newer_schema_is_told_of_once_and_works_as_long_as_it_can(app: Celery, database_url: str, start_worker: Start) -> None:
     """While a deployment is under way the schema is ahead of the workers that are still to be replaced."""
-    newest = migrate.newest("queue")
+    newest = needed.newest("queue")
     rows(database_url, "insert into jobqueue.migration (line, version, name, sha256) values ('queue', %s, 'future', '')",
          (newest + 1,))
     running = start_worker()
@@ -194,7 +194,7 @@ def test_a_schema_that_vanishes_under_a_worker_stops_it_with_the_remedy(app: Cel
 
 
 def test_a_server_that_is_too_old_is_named(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(needed, "OLDEST_SERVER", 99)
     with pytest.raises(SchemaError, match=r"PostgreSQL \d+ in .* is too old: this needs 99 or newer"):
         app.tasks["t.add"].delay(1, 1)
 

@@ -25,13 +25,5 @@ def test_a_worker_does_not_load_what_others_need() -> None:
     assert "broker.cycle" in loaded
     assert "broker.flower_hook" in loaded
     others = {"broker.flower", "broker.gauges", "broker.beat", "broker.schedules", "broker.enqueue", "broker.many",
-              "broker.callers", "broker.finish", "db.embedded", "db.cli", "db.models", "sqlalchemy"}
+              "broker.callers", "broker.finish", "db.migrate", "db.embedded", "db.cli", "db.models", "sqlalchemy"}
     assert not loaded & others
-
-
-def test_which_schema_is_needed_is_known_without_reading_it() -> None:
-    code = "from celery_jobqueue.db import migrate as m; print(m.newest('queue'), m.migrations.cache_info().currsize)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    newest, read = map(int, done.stdout.split())
-    assert newest > 0
-    assert read == 0

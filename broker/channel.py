@@ -19,7 +19,7 @@ from celery_jobqueue.broker.endings import app_of, tell_celery
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient, revocation, storable, uuid7
 from celery_jobqueue.broker.outbox import outbox_of
-from celery_jobqueue.broker.publishing import Outgoing, PublishBatch, send
+from celery_jobqueue.broker.publishing import Batch, Outgoing, PublishBatch, send
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease, Result
 from celery_jobqueue.broker.sql import statement
@@ -180,7 +180,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     # -- publishing ---------------------------------------------------------------------------------------------------
 
     def basic_publish(self, message: dict[str, Any], exchange: str = "", routing_key: str = "",
-                      _publish_batch: PublishBatch | None = None, **kwargs: Any) -> None:
+                      _publish_batch: Batch | None = None, **kwargs: Any) -> None:
         """Route and store the message; when this returns, a job is on disk.
 
         Raises InvalidJob naming what cannot be stored; nothing is written then.

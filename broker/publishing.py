@@ -6,7 +6,7 @@ import logging
 from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from kombu.exceptions import BatchPublishError
@@ -21,13 +21,13 @@ from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Destination, send_call
 from celery_jobqueue.db.errors import InvalidJob
 
-__all__ = ["Outgoing", "PublishBatch", "arrays", "send", "send_as_made", "send_safely"]
+__all__ = ["MAX_CHARACTERS", "MAX_JOBS", "Batch", "Outgoing", "PublishBatch", "arrays", "send", "send_as_made", "send_safely"]
 
 logger = logging.getLogger(__name__)
 
 #: Jobs and characters of one INSERT: enough to make the round trip cheap, small enough for the server's memory.
-_MAX_JOBS = 1000
-_MAX_CHARACTERS = 8_000_000
+MAX_JOBS = 1000
+MAX_CHARACTERS = 8_000_000
 _COLUMNS = ("id", "queue", "task_name", "task_id", "user_id", "run_at", "expires_at", "reply_to", "envelope", "payload")
 
 
@@ -84,12 +84,12 @@ def _arrays(jobs: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield from arrays(map(dumps, jobs))
 
 
-def arrays(rows: Iterable[str], most: int = _MAX_JOBS) -> Iterator[str]:
+def arrays(rows: Iterable[str], most: int = MAX_JOBS) -> Iterator[str]:
     """JSON objects as JSON arrays of a size that one statement can carry, of so many objects at most."""
     part: list[str] = []
     characters = 0
     for row in rows:
-        if part and (len(part) >= most or characters + len(row) > _MAX_CHARACTERS):
+        if part and (len(part) >= most or characters + len(row) > MAX_CHARACTERS):
             yield f"[{','.join(part)}]"
             part, characters = [], 0
         part.append(row)
@@ -139,6 +139,12 @@ def send_as_made(transport: Any, calls: Iterable[Call]) -> None:
                 transport.session.start([call])
     except psycopg.Error:
         send_safely(transport, [*made, *making])
+
+
+class Batch(Protocol):
+    """Takes a message instead of the database."""
+
+    outgoing: Outgoing
 
 
 class PublishBatch:

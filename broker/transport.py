@@ -19,6 +19,7 @@ from celery_jobqueue.broker.comeback import patiently
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower_hook import install as _install_in_flower
+from celery_jobqueue.broker.groups import install as _install_groups
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.management import Management
 from celery_jobqueue.broker.masking import install as _install_masking
@@ -387,6 +388,7 @@ def _nothing() -> None:
 
 
 _install_failover()
+_install_groups()
 _install_masking()
 _install_pools()
 _install_worker_steps()

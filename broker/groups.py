@@ -10,31 +10,38 @@ that one goes as ever. So does every group whose messages somebody wants to see 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from functools import wraps
+from math import inf
 from time import monotonic
 from typing import Any
 
 from celery import Celery, signals
-from celery.app.amqp import _callback_publish_retry
 from celery.app.task import Task
 from celery.canvas import group
+from celery.utils.functional import _regen
 from kombu import Producer
 
 from celery_jobqueue.broker.channel import Channel
 from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.publishing import MAX_CHARACTERS, MAX_JOBS, Outgoing, send
 
+try:
+    from celery.app.amqp import _callback_publish_retry
+except ImportError:  # another Celery: who publishes does without us
+    _callback_publish_retry = None
+
 __all__ = ["install"]
 
-#: Seconds that a transaction is gathered; a thousand messages take 0.2. Of a lazy group whose generator is slow, jobs shall
-#: start while the next are made, as they do with Celery alone.
-_PATIENCE = 1.0
+#: Seconds that messages of a lazy group, made by a generator, are kept for; a thousand take 0.3. Its first goes at once: the
+#: generator may be slow, and jobs are to start while the next are made, as with Celery alone (whose own suite looks for that).
+_PATIENCE = 0.3
 
 
 def install() -> None:
     """Teach Celery's groups, once per process."""
-    if not hasattr(group._apply_tasks, "__wrapped__"):
+    if _callback_publish_retry is not None and not getattr(group._apply_tasks, "gathers", False):
         group._apply_tasks = _together(group._apply_tasks)
 
 
@@ -46,11 +53,12 @@ def _together(apply_tasks: Callable[..., Iterator[Any]]) -> Callable[..., Iterat
             if not _is_gathered(app, held):
                 yield from apply_tasks(self, tasks, held, app, *rest, **options)
                 return
-            gathering = _Gathering(held, app)
-            results = list(apply_tasks(self, tasks, gathering, app, *rest, **options))
+            gathering = _Gathering(held, lazy=isinstance(self.tasks, _regen))
+            results = list(apply_tasks(self, gathering.members(tasks, app), gathering, app, *rest, **options))
             gathering.flush()
         yield from results  # nobody gets one whose job is not written
 
+    applied.gathers = True  # type: ignore[attr-defined]
     return applied
 
 
@@ -64,22 +72,43 @@ def _is_gathered(app: Any, producer: Any) -> bool:
         and getattr(app.send_task, "__func__", None) is Celery.send_task)
 
 
+def _is_plain(signature: Any, app: Any) -> bool:
+    """Whether this application's Celery sends the task as it sends any."""
+    try:
+        task = signature.type
+    except KeyError:  # known by its name only
+        return bool(signature.app == app)
+    return task.app == app and getattr(task.apply_async, "__func__", None) is Task.apply_async
+
+
+def _frozen(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: deepcopy(value) if value and isinstance(value, (dict, list)) else value for key, value in values.items()}
+
+
+def _size(message: tuple[Any, ...]) -> int:
+    """Characters of its body and headers, or about as many."""
+    body, headers = message[0], message[4]
+    return len(body) + sum(len(value) if isinstance(value, str) else len(repr(value)) if value else 4
+                           for value in headers.values())
+
+
 class _Gathering(Producer):  # type: ignore[misc]
-    """Stands in for a group's producer: keeps the tasks it is given until there are enough, and passes on all else.
+    """Stands in for a group's producer: keeps the group's messages until there are enough, and passes on all else.
 
     It is made for one group and known to nobody else, so no other thread's messages can come into it.
     """
 
-    def __init__(self, producer: Any, app: Any) -> None:
+    def __init__(self, producer: Any, lazy: bool) -> None:
         super().__init__(*producer.__reduce_args__())
         self.__connection__ = producer.connection
         self._producer = producer
-        self._tasks = app._tasks
-        self._made: tuple[Any, ...] = ()  # what kombu's _publish() takes for the newest message …
+        self._members: set[str] = set()  # ids of the tasks that may be kept
+        self._made: tuple[Any, ...] | None = None  # what kombu's _publish() takes for the newest message …
         self._kept: list[tuple[Any, ...]] = []  # … and for those that wait
         self._characters = 0
-        self._policy: tuple[Any, ...] = ()  # retry and retry_policy of what is kept
-        self._due = monotonic() + _PATIENCE
+        self._policy: tuple[Any, ...] = ()  # retry and retry_policy of what is kept, as given
+        self._lazy = lazy
+        self._due = -inf if lazy else inf  # when what is kept is written although there may be more
         self._failed: BaseException | None = None
 
     @property
@@ -91,16 +120,35 @@ class _Gathering(Producer):  # type: ignore[misc]
         """kombu has connected anew."""
         self._producer.revive(channel)
 
+    def batch(self, *args: Any, **kwargs: Any) -> Any:
+        """The real producer's, in which nothing is kept."""
+        return self._producer.batch(*args, **kwargs)
+
+    def members(self, tasks: Iterable[tuple[Any, Any, str]], app: Any) -> Iterator[tuple[Any, Any, str]]:
+        """The group's tasks, on their way to be sent: those that Celery itself will make a message of may be kept. What has an
+        apply_async() of its own, or belongs to another application, may want to know whether it was sent.
+        """
+        for signature, result, group_id in tasks:
+            if _is_plain(signature, app):
+                self._members.add(result.id)
+            yield signature, result, group_id
+
     def publish(self, body: Any, *args: Any, **kwargs: Any) -> Any:
-        """Keep the message of a task; send any other."""
-        if self._goes_alone(kwargs.get("headers") or {}):
+        """Keep the message of a member; send any other."""
+        if self._goes_alone((kwargs.get("headers") or {}).get("id")):
             return self._producer.publish(body, *args, **kwargs)
-        super().publish(body, *args, **kwargs)
-        size, policy = len(self._made[0]), self._made[-2:]
-        if policy != self._policy or self._characters + size > MAX_CHARACTERS:
-            self.flush()
+        policy = kwargs.get("retry"), kwargs.get("retry_policy")
+        if policy != self._policy:
+            self.flush()  # before kombu hears of the new one
         self._policy = policy
-        self._kept.append(self._made)
+        published = super().publish(body, *args, **kwargs)
+        made, self._made = self._made, None
+        if made is None:  # somebody has put another method into the place of kombu's
+            return published
+        size = _size(made)
+        if self._characters + size > MAX_CHARACTERS:
+            self.flush()
+        self._kept.append(made)
         self._characters += size
         if len(self._kept) >= MAX_JOBS or monotonic() >= self._due:
             self.flush()
@@ -108,19 +156,15 @@ class _Gathering(Producer):  # type: ignore[misc]
 
     def _publish(self, *message: Any) -> None:
         """The last thing that kombu's publish() does, with everything done that needs no connection."""
-        self._made = message
+        # As they are now: a receiver of before_task_publish may put the same object into the next message, and change it.
+        self._made = tuple([_frozen(part) if isinstance(part, dict) else part for part in message])
 
-    def _goes_alone(self, headers: dict[str, Any]) -> bool:
-        """Whether the message is none of the group's, or is sent within a batch or transaction that somebody has opened, or its
-        task has an apply_async() of its own, which may want to know whether it was sent.
-        """
-        if "task" not in headers or getattr(self._producer._batch_local, "current", None) is not None:
+    def _goes_alone(self, task_id: str | None) -> bool:
+        """Whether the message is none of those that may be kept, or is sent within a batch or transaction of somebody's."""
+        if task_id not in self._members or getattr(self._producer._batch_local, "current", None) is not None:
             return True
         transport = self.connection.transport
-        if transport.driver_type != "postgres" or collected(transport.settings.conninfo) is not None:
-            return True
-        task = dict.get(self._tasks, headers["task"])
-        return task is not None and getattr(task.apply_async, "__func__", None) is not Task.apply_async
+        return transport.driver_type != "postgres" or collected(transport.settings.conninfo) is not None
 
     def flush(self) -> None:
         """Write what is kept, as kombu would publish a single message.
@@ -132,14 +176,15 @@ class _Gathering(Producer):  # type: ignore[misc]
             raise self._failed
         kept, self._kept, self._characters = self._kept, [], 0
         if kept:
-            retry, policy = self._policy
+            *_, retry, policy = kept[0]
             try:
                 with self.connection._reraise_as_library_errors():
                     (self.connection.ensure(self, self._write, **policy) if retry else self._write)(kept)
             except BaseException as error:
                 self._failed = error
                 raise
-        self._due = monotonic() + _PATIENCE
+            if self._lazy:
+                self._due = monotonic() + _PATIENCE
 
     def _write(self, kept: list[tuple[Any, ...]]) -> None:
         """One attempt. Jobs have their ids from the first one, so what a lost reply has hidden is not written twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -9,15 +10,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from celery import Celery, Signature, Task, chain, chord, group, signals
-from celery.utils.dispatch import Signal
-from kombu import Exchange, Producer, Queue
+from celery import Celery, Signature, chain, chord, group, signals
+from kombu import Producer
 
 from celery_jobqueue.broker import groups, jobs_in, transport
 from celery_jobqueue.db.errors import InvalidJob
 from tests.support.database import one, rows
 from tests.support.grouping import adding, listening, one_by_one, published, transactions
-from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
@@ -59,6 +58,20 @@ def test_large_arguments_are_a_few_at_a_time(app: Celery, database_url: str) -> 
     assert max(transactions(database_url)) == 7
     assert published(database_url) == list(range(20))
     assert all(made - stored < 10 for made, stored in enumerate(written)), "no more of them were in memory"
+
+
+def test_of_a_group_that_a_generator_makes_the_first_job_goes_at_once(app: Celery, database_url: str) -> None:
+    written: list[int] = []
+
+    def slow() -> Iterator[Signature]:
+        for n in range(5):
+            written.append(one(database_url, "select count(*) from job_queue"))
+            yield app.tasks["t.add"].si(n, n)
+
+    group(slow(), app=app).apply_async()
+    assert written == [0, 0, 1, 1, 1], "Celery has the next made before it sends one"
+    assert transactions(database_url) == [1, 4]
+    assert published(database_url) == list(range(5))
 
 
 def test_what_a_slow_generator_has_made_does_not_wait_for_the_rest(app: Celery, database_url: str,
@@ -140,7 +153,7 @@ def test_a_generator_that_raises_takes_what_was_not_written_with_it(app: Celery,
     for number in (3, 1100):
         with pytest.raises(ZeroDivisionError):
             group(failing(number), app=app).apply_async()
-    assert published(database_url) == list(range(1000))
+    assert published(database_url) == [0, *range(1001)], "of each the first, and a full transaction"
 
 
 @pytest.mark.parametrize("target", ["connection", "application"])
@@ -217,9 +230,46 @@ def test_only_its_own_jobs_are_kept_back(app: Celery, database_url: str) -> None
 
     with listening(signals.before_task_publish, besides):
         group(members(), app=app).apply_async()
-    assert [len(each) for each in seen] == list(range(1, 7))
-    assert published(database_url)[-3:] == [0, 1, 2]
-    assert transactions(database_url) == [*[1] * 6, 3]
+    assert [each.count(100) + each.count(200) for each in seen] == list(range(1, 7))
+    assert published(database_url)[-2:] == [1, 2]
+    assert transactions(database_url) == [*[1] * 7, 2]
+
+
+def test_headers_are_stored_as_they_were_when_the_message_was_made(app: Celery, database_url: str) -> None:
+    context: dict[str, int] = {}
+
+    def besides(headers: dict[str, Any], **_: Any) -> None:
+        context["number"] = context.get("number", 0) + 1
+        headers["context"] = context
+
+    with listening(signals.before_task_publish, besides):
+        adding(app, range(3)).apply_async()
+    assert transactions(database_url) == [3]
+    assert [json.loads(row["envelope"])["headers"]["context"]["number"]
+            for row in rows(database_url, "select envelope from job_queue order by id")] == [1, 2, 3]
+
+
+def test_large_headers_count_too(app: Celery, database_url: str) -> None:
+    def besides(headers: dict[str, Any], **_: Any) -> None:
+        headers["baggage"] = ["x" * 1_000_000]
+
+    with listening(signals.before_task_publish, besides):
+        adding(app, range(20)).apply_async()
+    assert max(transactions(database_url)) == 7
+
+
+def test_who_has_replaced_kombus_publish_is_called(app: Celery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tests of applications do."""
+    plain, seen = Producer.publish, []
+
+    def every_other(self: Any, body: Any, *args: Any, **options: Any) -> Any:
+        seen.append(body)
+        return None if len(seen) % 2 else plain(self, body, *args, **options)
+
+    monkeypatch.setattr(Producer, "publish", every_other)
+    adding(app, range(5)).apply_async()
+    assert len(seen) == 5
+    assert published(database_url) == [1, 3]
 
 
 def test_threads_do_not_mix_their_groups(app: Celery, database_url: str) -> None:
@@ -235,93 +285,6 @@ def test_threads_do_not_mix_their_groups(app: Celery, database_url: str) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    assert transactions(database_url) == [50, 50]
+    assert transactions(database_url) == [1, 1, 49, 49]
     jobs = rows(database_url, "select array_agg(payload) as payloads from job_queue group by created_at")
-    assert sorted(len({int(payload[2:].partition(",")[0]) // 1000 for payload in job["payloads"]}) for job in jobs) == [1, 1]
-
-
-# -- one by one, where somebody looks on ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("signal", [signals.after_task_publish, signals.task_sent], ids=["after_task_publish", "task_sent"])
-def test_who_is_told_of_each_message_finds_it_written(signal: Signal, app: Celery, database_url: str) -> None:
-    written: list[int] = []
-
-    def told(**_: Any) -> None:
-        written.append(len(published(database_url)))
-
-    with listening(signal, told):
-        adding(app, range(3)).apply_async()
-    assert written == [1, 2, 3]
-    adding(app, range(3, 6)).apply_async()
-    assert transactions(database_url) == [1, 1, 1, 3]
-
-
-def test_what_follows_a_task_that_has_run_is_sent_one_by_one(app: Celery, database_url: str, start_worker: Start) -> None:
-    """Celery sends each again and again, as it would not a group."""
-    start_worker()
-    app.tasks["t.add"].apply_async((100, 0), link=adding(app, range(3)))
-    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 4, "all have run")
-    assert transactions(database_url) == [1, 1, 1, 1]
-
-
-def test_with_an_event_for_each_they_are_sent_one_by_one(make_client: Callable[..., Celery], database_url: str) -> None:
-    adding(make_client(task_send_sent_event=True), range(3)).apply_async()
-    assert transactions(database_url) == [1, 1, 1]
-
-
-def test_an_application_that_sends_tasks_itself_finds_them_written(app: Celery, database_url: str,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, written = app.send_task, []
-
-    def counting(*args: Any, **options: Any) -> Any:
-        result = plain(*args, **options)
-        written.append(len(published(database_url)))
-        return result
-
-    monkeypatch.setattr(app, "send_task", counting)
-    adding(app, range(3)).apply_async()
-    assert written == [1, 2, 3]
-
-
-def test_a_task_that_sends_itself_finds_itself_written(app: Celery, database_url: str) -> None:
-    written: list[int] = []
-
-    class Counting(Task):  # type: ignore[misc]
-        def apply_async(self, *args: Any, **options: Any) -> Any:
-            result = super().apply_async(*args, **options)
-            written.append(len(published(database_url)))
-            return result
-
-    @app.task(name="t.counting", base=Counting, shared=False)  # type: ignore[untyped-decorator]
-    def counting(n: int, m: int) -> int:
-        return n + m
-
-    add = app.tasks["t.add"]
-    group([add.si(0, 0), counting.si(1, 1), add.si(2, 2), counting.si(3, 3)], app=app).apply_async()
-    assert written == [1, 2]
-    assert transactions(database_url) == [1, 1, 2]
-
-
-@pytest.mark.parametrize("kind", ["with an exchange", "of a class of its own"])
-def test_with_an_unusual_producer_they_are_sent_one_by_one(kind: str, app: Celery, database_url: str) -> None:
-    with app.connection_for_write() as connection:
-        mine = Exchange("mine")
-        Queue("media", mine, routing_key="celery")(connection.default_channel).declare()
-        producer = Producer(connection, mine) if kind == "with an exchange" else type("Own", (Producer,), {})(connection)
-        adding(app, range(3)).apply_async(producer=producer)
-    assert transactions(database_url) == [1, 1, 1]
-
-
-def test_a_plain_producer_is_used(app: Celery, database_url: str) -> None:
-    with app.connection_for_write() as connection, connection.channel() as channel:
-        adding(app, range(3)).apply_async(producer=Producer(channel))
-        adding(app, range(3, 6)).apply_async(connection=connection)
-    assert transactions(database_url) == [3, 1, 1, 1], "with a connection Celery makes a producer for each"
-
-
-def test_other_brokers_get_theirs_one_by_one(make_client: Callable[..., Celery]) -> None:
-    elsewhere = make_client(broker_url="memory://", result_backend=None, task_default_queue="elsewhere")
-    adding(elsewhere, range(3)).apply_async()
-    with elsewhere.connection_for_read() as connection:
-        assert connection.default_channel.queue_declare("elsewhere", passive=True).message_count == 3
+    assert sorted(len({int(payload[2:].partition(",")[0]) // 1000 for payload in job["payloads"]}) for job in jobs) == [1] * 4

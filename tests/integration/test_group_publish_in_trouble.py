@@ -62,7 +62,7 @@ def test_a_lost_connection_is_made_anew(what: str, client: Celery, proxy: Cuttin
 
     group(members(), app=client).apply_async()
     assert published(database_url)[-5:] == list(range(5))
-    assert transactions(database_url)[-1] == 5
+    assert transactions(database_url)[-2:] == [1, 4]
 
 
 def test_a_connection_that_is_cut_between_two_transactions(client: Celery, proxy: CuttingProxy, database_url: str) -> None:
@@ -73,7 +73,7 @@ def test_a_connection_that_is_cut_between_two_transactions(client: Celery, proxy
             yield client.tasks["t.add"].si(n, n)
 
     group(members(), app=client).apply_async()
-    assert transactions(database_url) == [1000, 1000, 100]
+    assert transactions(database_url) == [1, 1000, 1000, 99]
     assert published(database_url) == list(range(2100))
 
 
@@ -177,6 +177,23 @@ def test_members_with_another_policy_are_written_apart(app: Celery, database_url
     group([add.si(n, n).set(retry=n not in (2, 3)) for n in range(6)], app=app).apply_async()
     assert transactions(database_url) == [2, 2, 2]
     assert published(database_url) == list(range(6))
+
+
+def test_each_is_tried_as_often_as_it_says_whatever_the_next_one_says(proxy: CuttingProxy,
+                                                                     make_client: Callable[..., Celery]) -> None:
+    failures: list[Exception] = []
+    policy = {"interval_start": 0, "interval_step": 0, "interval_max": 0, "errback": lambda error, _: failures.append(error)}
+    tried: list[int] = []
+    proxy.hang_up()
+    for number in (1, 3):
+        client = make_client(broker_url=f"{proxy.url}?application_name=n{number}", result_backend=None)
+        add = client.tasks["t.add"]
+        members = [add.si(n, n).set(retry_policy={**policy, "max_retries": 40 if n else 1}) for n in range(number)]
+        with closing(client), pytest.raises(OperationalError):
+            group(members, app=client).apply_async()
+        tried.append(len(failures))
+        failures.clear()
+    assert tried[0] == tried[1] > 0
 
 
 def test_who_catches_an_error_on_the_way_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_no_more_than_three_per_process_are_started_ahead(processes: int, app: C
                                                           quick: str) -> None:
     start_worker("-c", str(processes), "--prefetch-multiplier", "32", TEST_ACKS="early")
     wait_until(lambda: most_started(database_url, app, quick) > processes, "some are started ahead")
-    for _ in range(5):
+    for _ in range(5):  # as many as are inside may have ended besides, and be settled by the batch that starts the next
         assert most_started(database_url, app, quick) <= 2 * 4 * processes
     assert rows(database_url, "select 1 from job_queue where attempts <> 1 or total_starts <> 1 or not at_most_once") == []
 

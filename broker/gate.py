@@ -36,6 +36,8 @@ _USUAL_MULTIPLIER = 4
 _HELD_UP = 1.0
 #: The pool that tells the worker's own thread how jobs end, while that is free to let the next one in, or give it back.
 _IN_TURN = "celery.concurrency.prefork"
+#: The one that runs a job where it is delivered, and nothing else until that is over.
+_SOLO = "celery.concurrency.solo"
 
 
 class Pace:
@@ -71,8 +73,8 @@ class Gate(Door):
     Tasks that are known to be quick (Pace) are started by their claim already, as many as the prefetch window has places and some
     more: an update and a round trip less for each job, and more jobs in each round trip. They come here started, and enter the
     pool in turn; when one of them takes long after all, those that wait behind it go back to the queue untouched. Of those that
-    are acknowledged early only one to three per process of a prefork pool are started ahead, because they are lost if the worker
-    is killed. Other pools could not give them back, and threads go on with what they have after a cold shutdown.
+    are acknowledged early only one to three per process are started ahead, because they are lost if the worker is killed; and
+    none where a pool of threads or greenlets would have them, which goes on with what it has after a cold shutdown.
 
     A suspect (its worker died while it ran) goes in alone at its last attempt: once all others are over, and nobody follows
     until it is over itself. So nobody is failed for a death that was another job's.
@@ -89,11 +91,12 @@ class Gate(Door):
         self._promised = 0  # jobs that the claim in flight may start
         self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
         self._shut = False
-        self._in_turn = consumer.pool.__class__.__module__ == _IN_TURN
+        pool = consumer.pool.__class__.__module__
+        self._in_turn, self._solo = pool == _IN_TURN, pool == _SOLO
         self._names: tuple[list[str], list[str]] = [], []
         self._arrays = "{}", "{}"
         self._stretch = 0
-        self._risk = 1
+        self._risk = 0  # how many jobs per process that may be
         self.pace = Pace()
         self.transport: Any = None
 
@@ -159,7 +162,8 @@ class Gate(Door):
             self._names, self._arrays = (late, once), (text_array(late), text_array(once))
         usual = late and self._in_turn and self._consumer.initial_prefetch_count >= _USUAL_MULTIPLIER * self._processes
         self._stretch = max(0, min(_REACH - self._window, int(_QUICK * self._processes / self.pace.slowest))) if usual else 0
-        self._risk = max(1, min(_MOST_RISKED, int(_RISKED / self.pace.slowest))) if once else 1
+        risk = max(1, min(_MOST_RISKED, int(_RISKED / self.pace.slowest))) if once else 0
+        self._risk = risk if self._in_turn or self._solo else 0
 
     @property
     def _window(self) -> int:
@@ -169,7 +173,7 @@ class Gate(Door):
     def _places_once(self) -> int:
         """How many jobs of quick tasks that are acknowledged early may be started now."""
         arriving = sum(1 for _, raw in self.transport.cycle_.ready if raw["properties"].get("job", {}).get("start"))
-        return max(0, self._processes * (1 + self._risk if self._in_turn else 1) - len(self._inside) - arriving)
+        return max(0, self._processes * (1 + self._risk) - len(self._inside) - arriving)
 
     @property
     def _processes(self) -> int:
@@ -186,7 +190,7 @@ class Gate(Door):
         if request.name in self.pace.quick and all(self._inside.values()):
             return max(2 * self._processes, self._window)
         # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task.
-        return self._processes if pool.__class__.__module__ == "celery.concurrency.solo" else 2 * self._processes
+        return self._processes if self._solo else 2 * self._processes
 
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""

@@ -56,6 +56,8 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.connect = coming_back(consumer.connect)
         if not _is_solo(consumer):  # whose jobs end one by one, and the next may take long
             carry_results(consumer.pool)
+        else:
+            consumer.call_soon_ack = _at_once
         Departure(consumer, self.gate, _is_solo(consumer))
         consumer.on_send_event_buffered = _gathering(consumer)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
@@ -86,7 +88,8 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate.transport = transport
         self.gate.reset()
         self._claim_identity(transport.cycle_)
-        if _is_solo(consumer):
+        transport.runs_jobs = _is_solo(consumer)
+        if transport.runs_jobs:
             self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat)
             self._pulse.start()
 
@@ -125,6 +128,11 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.stop(consumer)
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
+
+
+def _at_once(acknowledge: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Celery acknowledges with the next turn of its loop, when the solo pool has run all that was delivered in this one."""
+    acknowledge(*args, **kwargs)
 
 
 def _gathering(consumer: Any) -> Callable[[], None]:

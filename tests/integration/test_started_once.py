@@ -68,20 +68,35 @@ def test_of_a_task_of_some_milliseconds_one_per_process_is(app: Celery, database
     wait_until(lambda: most_napping() <= 6, "it does not start more than one ahead")
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_other_pools_start_none_ahead(pool: str, app: Celery, database_url: str, start_worker: Start, quick: str,
-                                      tmp_path: Path) -> None:
-    """Solo cannot give it back while a task runs, and after a cold shutdown threads go on with what they have."""
-    worker = start_worker("-P", pool, "-c", "1", "--prefetch-multiplier", "4", TEST_ACKS="early")
+def test_solo_gives_back_what_it_does_not_come_to(app: Celery, database_url: str, start_worker: Start, quick: str,
+                                                  tmp_path: Path) -> None:
+    worker = start_worker("-P", "solo", "--prefetch-multiplier", "8", TEST_ACKS="early")
+    wait_until(lambda: most_started(database_url, app, quick) > 1, "some are started ahead")
+    begin(database_url)
+    slow, *_ = publish(app, [str(tmp_path / "slow"), *[quick] * 20])
+    wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
+    assert most(database_url) <= 4
+    worker.process.send_signal(signal.SIGTERM)
+    (tmp_path / "slow.go").touch()
+    assert worker.stop() == 0
+    assert rows(database_url, "select 1 from job_queue where status = 'processing' or owner is not null") == []
+    untouched = one(database_url, "select count(*) from job_queue where status = 'pending' and (attempts, total_starts) = (0, 0)")
+    assert untouched >= 17
+    assert untouched == one(database_url, "select count(*) from job_queue where status = 'pending'")
+    assert slow.get(timeout=30) == "went"
+
+
+def test_threads_start_none_ahead(app: Celery, database_url: str, start_worker: Start, quick: str, tmp_path: Path) -> None:
+    """After a cold shutdown they go on with what they have."""
+    worker = start_worker("-P", "threads", "-c", "1", "--prefetch-multiplier", "4", TEST_ACKS="early")
     most_started(database_url, app, quick)
     begin(database_url)
     slow, *_ = publish(app, [str(tmp_path / "slow"), *[quick] * 5])
     wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
     assert most(database_url) == 1
-    if pool == "threads":
-        worker.process.send_signal(signal.SIGQUIT)
-        wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'pending' and owner is null") == 5,
-                   "the others go back")
+    worker.process.send_signal(signal.SIGQUIT)
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'pending' and owner is null") == 5,
+               "the others go back")
     (tmp_path / "slow.go").touch()
     assert slow.get(timeout=30) == "went"
     wait_until(lambda: one(database_url, "select status from job_queue where task_id = %s", (slow.id,)) == "completed",

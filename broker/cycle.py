@@ -107,7 +107,9 @@ class Cycle:
         self.duties.plan(plan, now)
         self.door.tend()
         if self.settlements:
-            self.plan_flight(plan, self.settlements.take())
+            flight = self.settlements.take()
+            may_split = may_split and not flight.starts  # a job that is started by its claim shall not overtake these
+            self.plan_flight(plan, flight)
         claims = Plan()
         self.plan_claims(claims, now)
         if may_split and self.duties.registered and claims.calls and plan.durable:

@@ -44,6 +44,8 @@ class Departure:
             self._gate.shut()
             self._leave(order)
             return
+        if self._solo:  # which runs what is left of this turn
+            self._gate.shut()
         self._order = order
         self._consumer.connection.transport.wake()
 

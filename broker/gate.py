@@ -12,6 +12,7 @@ from celery.worker import state as worker_state
 
 from celery_jobqueue.broker.carried import may_be_carried
 from celery_jobqueue.broker.claims import Door, Places, text_array
+from celery_jobqueue.broker.comeback import leaving
 from celery_jobqueue.broker.endings import mark_unreadable
 from celery_jobqueue.broker.settlements import REFUSED, Failure, describe
 
@@ -88,7 +89,7 @@ class Gate(Door):
         self._in_pool: set[Any] = set()  # of those inside, the ones that have entered the pool …
         self._lined_up: deque[Any] = deque()  # … and those that follow when one of these is over
         self._moved_at = 0.0  # when the last job ended, or the first was lined up
-        self._promised = 0  # jobs that the claim in flight may start
+        self._promised = 0  # started jobs that are on their way here, and those that the claim in flight may start
         self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
         self._shut = False
         pool = consumer.pool.__class__.__module__
@@ -107,7 +108,7 @@ class Gate(Door):
         self._learn()
         late, once = self._arrays
         with self._lock:
-            self._promised = 0
+            self._promised = self._arriving
             ahead, credit = credit + self.ahead(), max(0, credit)
             if self._shut or self.full() or ahead <= 0:
                 places = Places(0)
@@ -117,7 +118,7 @@ class Gate(Door):
                 free = max(0, self._processes - len(self._inside))
                 starts = min(credit, free) if self._consumer.pool.is_green else ahead
                 starts_once = min(credit, self._places_once) if self._names[1] else 0
-                self._promised = starts_once or (1 if self._names[0] else 0)
+                self._promised += starts_once or (1 if self._names[0] else 0)
                 places = Places(credit if self._names[0] or not starts_once else starts_once, ahead - credit,
                                 self.transport.settlements.worker, starts if self._names[0] else 0, late, starts_once, once)
         if self._waiting:
@@ -125,8 +126,8 @@ class Gate(Door):
         return places
 
     def claimed(self, starts: int) -> None:
-        """Started jobs are on their way here."""
-        self._promised = starts
+        """So many more started jobs are on their way here."""
+        self._promised = self._arriving + starts
         if not starts and self._waiting:
             self._advance()
 
@@ -172,8 +173,12 @@ class Gate(Door):
     @property
     def _places_once(self) -> int:
         """How many jobs of quick tasks that are acknowledged early may be started now."""
-        arriving = sum(1 for _, raw in self.transport.cycle_.ready if raw["properties"].get("job", {}).get("start"))
-        return max(0, self._processes * (1 + self._risk) - len(self._inside) - arriving)
+        return max(0, self._processes * (1 + self._risk) - len(self._inside) - self._arriving)
+
+    @property
+    def _arriving(self) -> int:
+        """How many jobs were started by their claim and are not delivered yet."""
+        return sum(1 for _, raw in self.transport.cycle_.ready if raw["properties"].get("job", {}).get("start"))
 
     @property
     def _processes(self) -> int:
@@ -237,9 +242,12 @@ class Gate(Door):
             held_up, self._lined_up = self._lined_up, deque()
             self._inside = dict.fromkeys(self._inside, False)
         for request in held_up:
-            self.transport.settlements.release(request.message.lease)
-            request.drop()
+            self._hand_back(request)
         return len(held_up)
+
+    def _hand_back(self, request: Any) -> None:
+        self.transport.settlements.release(request.message.lease)
+        request.drop()
 
     def shut(self) -> None:
         """The worker leaves at once: nothing is started any more. What waits here goes back with its channel."""
@@ -297,6 +305,9 @@ class Gate(Door):
         self._enter_in_turn(request)
 
     def _enter_in_turn(self, request: Any) -> None:
+        if self._solo and (self._shut or leaving()):  # it would run here and now, however long that takes
+            self._hand_back(request)
+            return
         with self._lock:
             places = self._processes * (2 if request.task.acks_late else 1)
             if self._in_turn and (self._lined_up or len(self._in_pool) >= places):

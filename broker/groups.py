@@ -53,7 +53,7 @@ def _together(apply_tasks: Callable[..., Iterator[Any]]) -> Callable[..., Iterat
             if not _is_gathered(app, held):
                 yield from apply_tasks(self, tasks, held, app, *rest, **options)
                 return
-            gathering = _Gathering(held, lazy=isinstance(self.tasks, _regen))
+            gathering = _Gathering(held, _is_lazy(self))
             results = list(apply_tasks(self, gathering.members(tasks, app), gathering, app, *rest, **options))
             gathering.flush()
         yield from results  # nobody gets one whose job is not written
@@ -69,7 +69,12 @@ def _is_gathered(app: Any, producer: Any) -> bool:
         and producer.connection is not None and producer.connection.transport.driver_type == "postgres"
         and not (signals.after_task_publish.receivers or signals.task_sent.receivers or app.conf.task_send_sent_event)
         and not _callback_publish_retry.get()  # what follows a task that has run, which Celery itself sends again and again
-        and getattr(app.send_task, "__func__", None) is Celery.send_task)
+        and getattr(app.send_task, "__func__", None) is Celery.send_task and _is_celerys(Celery.send_task))
+
+
+def _is_lazy(tasks: Any) -> bool:
+    """Whether a generator makes the group, or one within it."""
+    return isinstance(tasks.tasks, _regen) or any(isinstance(each, group) and _is_lazy(each) for each in tasks.tasks)
 
 
 def _is_plain(signature: Any, app: Any) -> bool:
@@ -78,7 +83,12 @@ def _is_plain(signature: Any, app: Any) -> bool:
         task = signature.type
     except KeyError:  # known by its name only
         return bool(signature.app == app)
-    return task.app == app and getattr(task.apply_async, "__func__", None) is Task.apply_async
+    return task.app == app and getattr(task.apply_async, "__func__", None) is Task.apply_async and _is_celerys(Task.apply_async)
+
+
+def _is_celerys(method: Any) -> bool:
+    """Whether no library has wrapped it."""
+    return method.__module__.startswith("celery.") and not hasattr(method, "__wrapped__")
 
 
 def _frozen(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from time import monotonic, time
 from typing import Any, ClassVar
@@ -30,11 +29,15 @@ from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Lease, settlements_for
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Topology
+from celery_jobqueue.broker.waker import Waker
 from celery_jobqueue.broker.worker import install as _install_worker_steps
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Transport"]
+
+#: Seconds that the solo pool runs jobs until the loop turns, which has heartbeats, timers and orders to look after.
+_A_TURN = 0.05
 
 # What means "reconnect and go on": the server restarts, a failover, an administrator's hand, a deadlock or a timeout.
 _CONNECTION_ERRORS = (
@@ -85,7 +88,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.leaving = False
         #: A job that is delivered runs at once, in the thread that delivers it.
         self.runs_jobs = False
-        self._waker: tuple[socket.socket, socket.socket] | None = None
+        self._waker = Waker()
         self._drainer: int | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -128,10 +131,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.cycle_.lost_connection()
         self.cycle_.ready.clear()  # not held any more
         self.session.close()
-        if self._waker is not None:
-            for end in self._waker:
-                end.close()
-            self._waker = None
+        self._waker.close()
 
     def _give_back_undelivered(self) -> None:
         for queue in {queue for queue, _ in self.cycle_.ready}:
@@ -215,8 +215,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 if deadline is not None:
                     until = min(until, deadline)
                 if until > now and (not self.settlements or now < self.cycle_.trouble.until):
-                    self.session.wait(until - now, self._wake_end().fileno())
-                    self._clear_wake()
+                    self.session.wait(until - now, self._waker.fileno())
+                    self._waker.clear()
                     if self.session.connected:
                         self.cycle_.on_readable()
         finally:
@@ -282,21 +282,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def wake(self) -> None:
         """Have the loop turn, from another thread or a signal's handler."""
-        with contextlib.suppress(OSError):
-            if self._waker is not None:
-                self._waker[1].send(b"x")
-
-    def _wake_end(self) -> socket.socket:
-        if self._waker is None:
-            self._waker = socket.socketpair()
-            self._waker[0].setblocking(False)
-            self._waker[1].setblocking(False)
-        return self._waker[0]
-
-    def _clear_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._waker is not None and self._waker[0].recv(4096):
-                pass
+        self._waker.wake()
 
     # -- on a worker's event loop -------------------------------------------------------------------------------------
 
@@ -316,7 +302,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.cycle_.outbox.close(self.settings.conninfo)
         loop.on_tick.discard(self._on_tick)  # hub.reset() leaves tick callbacks in place
         if self._reading is not None:
-            for reader in (self._reading, self._wake_end()):
+            for reader in (self._reading, self._waker):
                 with contextlib.suppress(Exception):
                     loop.remove(reader)
             self._reading = None
@@ -344,7 +330,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         fd = self.session.fileno()
         if fd != self._reading:
             self._loop.add_reader(fd, self._on_readable)
-            self._loop.add_reader(self._wake_end(), self._clear_wake)
+            self._loop.add_reader(self._waker, self._waker.clear)
             self._reading = fd
         self._deliver_all()  # events that need no database
         self.cycle_.pump()
@@ -361,12 +347,16 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._arm()
 
     def _deliver_all(self) -> None:
-        for _ in range(len(self.cycle_.ready)):  # what comes meanwhile has to wait: the loop has other work too
-            if self._deliver_next() and self.runs_jobs and self.settlements:
-                # Telling so, and claiming the next, need not wait for the others: 4,000 jobs/s became 5,400.
+        until = monotonic() + _A_TURN
+        while self._deliver_next():
+            if not self.runs_jobs:
+                continue
+            if self.settlements:  # telling so, and claiming the next, need not wait for the others: 4,000 jobs/s became 5,400
                 if self.session.busy:
                     self.cycle_.on_readable()
                 self.cycle_.pump()
+            if monotonic() >= until:
+                break
         if self.cycle_.ready:
             self.wake()
 

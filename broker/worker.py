@@ -132,7 +132,10 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 def _at_once(acknowledge: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Celery acknowledges with the next turn of its loop, when the solo pool has run all that was delivered in this one."""
-    acknowledge(*args, **kwargs)
+    try:
+        acknowledge(*args, **kwargs)
+    except Exception:  # who calls us drops it
+        logger.exception("a message could not be acknowledged")
 
 
 def _gathering(consumer: Any) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from celery import Celery
 
 from tests.support.database import one, rows
@@ -29,12 +30,15 @@ def test_what_is_done_is_told_while_the_rest_of_the_delivery_runs(app: Celery, d
     assert late <= 30, "all these would run again if the worker died before it has told of them"
 
 
-def test_a_full_queue_does_not_keep_it_from_anything_else(app: Celery, database_url: str, start_worker: Start) -> None:
-    worker = start_worker("-P", "solo", "--prefetch-multiplier", "8")
-    publish(app, 6000, 0.002)
-    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") > 200, "it is at work")
-    assert app.control.ping(timeout=5, limit=1)
-    assert worker.stop() == 0
-    left = one(database_url, "select count(*) from job_queue where status = 'pending'")
-    assert left > 0, "both came in the midst of it"
-    assert one(database_url, "select count(*) from job_queue where status = 'completed'") == 6000 - left
+@pytest.mark.parametrize("prefetch", ["8", "1000", "0"])
+def test_a_full_queue_does_not_keep_it_from_anything_else(prefetch: str, app: Celery, database_url: str,
+                                                          start_worker: Start) -> None:
+    worker = start_worker("-P", "solo", "-c", "1", "--prefetch-multiplier", prefetch)
+    publish(app, 4000, 0.01)
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") > 300, "it is at work")
+    assert one(database_url, "select count(*) from job_queue where status = 'processing'") <= 1000
+    assert app.control.ping(timeout=3, limit=1)
+    assert worker.stop(timeout=10) == 0
+    left = one(database_url, "select count(*) from job_queue where status = 'pending' and (attempts, total_starts) = (0, 0)")
+    assert left > 1000, "all of it came in the midst of the work"
+    assert one(database_url, "select count(*) from job_queue where status = 'completed'") == 4000 - left

@@ -160,9 +160,9 @@ class Cycle:
         groups: dict[int, list[str]] = {}
         for queue in self.claims.queues:
             credit = self._credit(queue)
-            # Where no window bounds it a full claim lies ready at most: the solo pool claims while it has not run all of it.
-            credit = most - len(self.ready) if credit is None else min(credit, most)
-            groups.setdefault(credit, []).append(queue)
+            # The solo pool claims while it has not run all that lies ready, and letters stand in line behind that.
+            limit = most - len(self.ready)
+            groups.setdefault(limit if credit is None else min(credit, limit), []).append(queue)
         for credit, queues in groups.items():
             places = self.door.places(credit)
             if most < _MAX_BATCH:  # a claim of one is of one

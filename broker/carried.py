@@ -22,6 +22,7 @@ from celery._state import get_current_task
 from celery.app.trace import fast_trace_task, trace_task_ret
 
 from celery_jobqueue.broker.context import job_of
+from celery_jobqueue.broker.overrides import inherits
 from celery_jobqueue.broker.settlements import Result
 
 __all__ = ["bring", "carry_results", "is_carried", "may_be_carried", "stays_here"]
@@ -80,7 +81,7 @@ def is_carried(request: Any, task_id: str) -> bool:
     if request.chain or request.chord or request.callbacks or request.errbacks or _is_told(signals.task_success):
         return False
     task = get_current_task()
-    return task is not None and _is_celerys(task, "on_success") and _is_celerys(task, "after_return") and not _is_told(
+    return task is not None and inherits(task, "on_success", Task) and inherits(task, "after_return", Task) and not _is_told(
         signals.task_postrun)
 
 
@@ -90,10 +91,6 @@ def bring(request: Any, result: Result) -> bool:
         return False
     request.properties["job"]["carried"] = result
     return True
-
-
-def _is_celerys(task: Any, method: str) -> bool:
-    return getattr(getattr(task, method), "__func__", None) is getattr(Task, method)
 
 
 def _is_told(signal: Any) -> bool:

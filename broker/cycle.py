@@ -158,10 +158,10 @@ class Cycle:
             return
         mere_look = self.claims.idle and not self.claims.woken  # it hardly finds anything to write
         groups: dict[int, list[str]] = {}
+        # The solo pool claims while it has not run all that lies ready, and letters stand in line behind that.
+        limit = most - len(self.ready)
         for queue in self.claims.queues:
             credit = self._credit(queue)
-            # The solo pool claims while it has not run all that lies ready, and letters stand in line behind that.
-            limit = most - len(self.ready)
             groups.setdefault(limit if credit is None else min(credit, limit), []).append(queue)
         for credit, queues in groups.items():
             places = self.door.places(credit)

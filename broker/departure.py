@@ -28,8 +28,8 @@ _COLD = "worker_Cold"
 class Departure:
     """Puts Celery's handlers off while the consumer's loop turns."""
 
-    def __init__(self, consumer: Any, gate: Gate, solo: bool) -> None:
-        self._consumer, self._gate, self._solo = consumer, gate, solo
+    def __init__(self, consumer: Any, gate: Gate) -> None:
+        self._consumer, self._gate = consumer, gate
         self._turning = False
         self._order: Callable[[], Any] | None = None
         consumer.loop = self._with_orders(consumer.loop)
@@ -40,11 +40,11 @@ class Departure:
     def told(self, order: Callable[[], Any]) -> None:
         """The worker is to leave at once, says a signal. Who says so twice means it."""
         # The solo pool runs its tasks inside of a turn, which may be a long one.
-        if not self._turning or self._order is not None or (self._solo and worker_state.active_requests):
+        if not self._turning or self._order is not None or (self._gate.solo and worker_state.active_requests):
             self._gate.shut()
             self._leave(order)
             return
-        if self._solo:  # which runs what is left of this turn
+        if self._gate.solo:  # which runs what is left of this turn
             self._gate.shut()
         self._order = order
         self._consumer.connection.transport.wake()

@@ -93,7 +93,9 @@ class Gate(Door):
         self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
         self._shut = False
         pool = consumer.pool.__class__.__module__
-        self._in_turn, self._solo = pool == _IN_TURN, pool == _SOLO
+        self._in_turn = pool == _IN_TURN
+        #: The pool runs a job where it is delivered.
+        self.solo = pool == _SOLO
         self._names: tuple[list[str], list[str]] = [], []
         self._arrays = "{}", "{}"
         self._stretch = 0
@@ -164,7 +166,7 @@ class Gate(Door):
         usual = late and self._in_turn and self._consumer.initial_prefetch_count >= _USUAL_MULTIPLIER * self._processes
         self._stretch = max(0, min(_REACH - self._window, int(_QUICK * self._processes / self.pace.slowest))) if usual else 0
         risk = max(1, min(_MOST_RISKED, int(_RISKED / self.pace.slowest))) if once else 0
-        self._risk = risk if self._in_turn or self._solo else 0
+        self._risk = risk if self._in_turn or self.solo else 0
 
     @property
     def _window(self) -> int:
@@ -195,7 +197,7 @@ class Gate(Door):
         if request.name in self.pace.quick and all(self._inside.values()):
             return max(2 * self._processes, self._window)
         # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task.
-        return self._processes if self._solo else 2 * self._processes
+        return self._processes if self.solo else 2 * self._processes
 
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
@@ -305,7 +307,7 @@ class Gate(Door):
         self._enter_in_turn(request)
 
     def _enter_in_turn(self, request: Any) -> None:
-        if self._solo and (self._shut or leaving()):  # it would run here and now, however long that takes
+        if self.solo and (self._shut or leaving()):  # it would run here and now, however long that takes
             self._hand_back(request)
             return
         with self._lock:

@@ -25,6 +25,7 @@ from kombu import Producer
 
 from celery_jobqueue.broker.channel import Channel
 from celery_jobqueue.broker.collector import collected
+from celery_jobqueue.broker.overrides import inherits, is_wrapped
 from celery_jobqueue.broker.publishing import MAX_CHARACTERS, MAX_JOBS, Outgoing, send
 
 try:
@@ -69,7 +70,7 @@ def _is_gathered(app: Any, producer: Any) -> bool:
         and producer.connection is not None and producer.connection.transport.driver_type == "postgres"
         and not (signals.after_task_publish.receivers or signals.task_sent.receivers or app.conf.task_send_sent_event)
         and not _callback_publish_retry.get()  # what follows a task that has run, which Celery itself sends again and again
-        and getattr(app.send_task, "__func__", None) is Celery.send_task and _is_celerys(Celery.send_task))
+        and inherits(app, "send_task", Celery) and not is_wrapped(Celery.send_task))
 
 
 def _is_lazy(tasks: Any) -> bool:
@@ -83,12 +84,7 @@ def _is_plain(signature: Any, app: Any) -> bool:
         task = signature.type
     except KeyError:  # known by its name only
         return bool(signature.app == app)
-    return task.app == app and getattr(task.apply_async, "__func__", None) is Task.apply_async and _is_celerys(Task.apply_async)
-
-
-def _is_celerys(method: Any) -> bool:
-    """Whether no library has wrapped it."""
-    return method.__module__.startswith("celery.") and not hasattr(method, "__wrapped__")
+    return task.app == app and inherits(task, "apply_async", Task) and not is_wrapped(Task.apply_async)
 
 
 def _frozen(values: dict[str, Any]) -> dict[str, Any]:

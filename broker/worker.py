@@ -54,11 +54,11 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate = consumer.job_gate = Gate(consumer, consumer.on_task_request)
         consumer.on_task_request = self.gate.request
         consumer.connect = coming_back(consumer.connect)
-        if not _is_solo(consumer):  # whose jobs end one by one, and the next may take long
-            carry_results(consumer.pool)
-        else:
+        if self.gate.solo:
             consumer.call_soon_ack = _at_once
-        Departure(consumer, self.gate, _is_solo(consumer))
+        else:  # solo's jobs end one by one, and the next may take long
+            carry_results(consumer.pool)
+        Departure(consumer, self.gate)
         consumer.on_send_event_buffered = _gathering(consumer)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
         consumer.on_decode_error = _saying_why(consumer, consumer.on_decode_error)
@@ -88,8 +88,8 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate.transport = transport
         self.gate.reset()
         self._claim_identity(transport.cycle_)
-        transport.runs_jobs = _is_solo(consumer)
-        if transport.runs_jobs:
+        transport.runs_jobs = self.gate.solo
+        if self.gate.solo:
             self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat)
             self._pulse.start()
 
@@ -149,10 +149,6 @@ def _gathering(consumer: Any) -> Callable[[], None]:
             consumer.hub.call_later(_GATHER, consumer._flush_events)
 
     return gather
-
-
-def _is_solo(consumer: Any) -> bool:
-    return bool(consumer.pool.__class__.__module__ == "celery.concurrency.solo")
 
 
 def _saying_why(consumer: Any, method: Any) -> Any:

@@ -53,9 +53,7 @@ class Status(NamedTuple):
 @lru_cache
 def migrations(line: str) -> tuple[Migration, ...]:
     """The line's files in order. Raises SchemaError for gaps and for statements a migration must not hold."""
-    folder = needed.SCHEMA / line
-    files = sorted((entry.name, entry.read_text(encoding="utf-8")) for entry in folder.iterdir() if needed.FILE.match(entry.name))
-    return checked(line, files)
+    return checked(line, [(file.name, file.read_text(encoding="utf-8")) for file in needed.files(line)])
 
 
 def checked(line: str, files: Sequence[tuple[str, str]]) -> tuple[Migration, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from celery_jobqueue.db.errors import SchemaError
 
-__all__ = ["FILE", "OLDEST_SERVER", "SCHEMA", "check_server", "newest"]
+__all__ = ["FILE", "OLDEST_SERVER", "SCHEMA", "check_server", "files", "newest"]
 
 OLDEST_SERVER = 14
 #: A folder for each line of migrations, and how their files are named.
@@ -15,9 +15,14 @@ SCHEMA = Path(__file__).with_name("schema")
 FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
 
 
+def files(line: str) -> list[Path]:
+    """The line's migrations, in order."""
+    return sorted(entry for entry in (SCHEMA / line).iterdir() if FILE.match(entry.name))
+
+
 def newest(line: str) -> int:
     """Version of the line's schema. The files are not read for that: a worker would keep 0.2 MiB of them."""
-    return sum(1 for entry in (SCHEMA / line).iterdir() if FILE.match(entry.name))
+    return len(files(line))
 
 
 def check_server(version: int, encoding: str | None, where: str = "") -> None:

@@ -16,6 +16,7 @@ from celery import Celery
 from celery_jobqueue.db import embedded, migrate
 from tests.support import workers
 from tests.support.app import make_app
+from tests.support.cutting import CuttingProxy
 from tests.support.database import fresh_database, sibling
 from tests.support.tls_server import programs as debian_postgresql
 
@@ -95,6 +96,19 @@ def make_client(database_url: str) -> Iterator[Callable[..., Celery]]:
 def app(make_client: Callable[..., Celery]) -> Celery:
     """An application that publishes to the test's database."""
     return make_client()
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[CuttingProxy]:
+    """What connections to the test's database may pass through, and be cut in."""
+    with CuttingProxy(database_url) as running:
+        yield running
+
+
+@pytest.fixture
+def client(proxy: CuttingProxy, make_client: Callable[..., Celery]) -> Celery:
+    """An application whose connections pass through the proxy."""
+    return make_client(broker_url=proxy.url, result_backend=None)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -17,32 +17,15 @@ from celery_jobqueue.broker import enqueue_many, jobs_in
 from celery_jobqueue.db.errors import InvalidJob
 from tests.support.cutting import CuttingProxy
 from tests.support.database import one, rows
+from tests.support.grouping import transactions
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
 
 
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[CuttingProxy]:
-    """What the client's connections pass through."""
-    with CuttingProxy(database_url) as running:
-        yield running
-
-
-@pytest.fixture
-def client(proxy: CuttingProxy, make_client: Callable[..., Celery]) -> Celery:
-    """An application whose connections pass through the proxy."""
-    return make_client(broker_url=proxy.url, result_backend=None)
-
-
 def count(url: str) -> int:
     return int(one(url, "select count(*) from job_queue"))
-
-
-def transactions(url: str) -> list[int]:
-    """How many jobs each transaction wrote, in its order: created_at is the moment a transaction began."""
-    return [row["n"] for row in rows(url, "select count(*) as n from job_queue group by created_at order by created_at")]
 
 
 def test_a_batch_is_one_transaction_and_the_worker_hears_of_it(app: Celery, database_url: str, start_worker: Start) -> None:

@@ -15,8 +15,8 @@ from kombu import Producer
 
 from celery_jobqueue.broker import groups, jobs_in, transport
 from celery_jobqueue.db.errors import InvalidJob
-from tests.support.database import one, rows
-from tests.support.grouping import adding, listening, one_by_one, published, transactions
+from tests.support.database import rows
+from tests.support.grouping import adding, counting, listening, one_by_one, published, transactions
 from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
@@ -47,14 +47,8 @@ def test_a_large_one_is_a_thousand_at_a_time(app: Celery, database_url: str) -> 
 
 
 def test_large_arguments_are_a_few_at_a_time(app: Celery, database_url: str) -> None:
-    written = []
-
-    def large() -> Iterator[Signature]:
-        for n in range(20):
-            written.append(one(database_url, "select count(*) from job_queue"))
-            yield app.tasks["t.add"].si(n, "x" * 1_000_000)
-
-    group(large(), app=app).apply_async()
+    written: list[int] = []
+    group(counting(app, database_url, written, 20, "x" * 1_000_000), app=app).apply_async()
     assert max(transactions(database_url)) == 7
     assert published(database_url) == list(range(20))
     assert all(made - stored < 10 for made, stored in enumerate(written)), "no more of them were in memory"
@@ -63,12 +57,7 @@ def test_large_arguments_are_a_few_at_a_time(app: Celery, database_url: str) -> 
 def test_of_a_group_that_a_generator_makes_the_first_job_goes_at_once(app: Celery, database_url: str) -> None:
     written: list[int] = []
 
-    def slow() -> Iterator[Signature]:
-        for n in range(5):
-            written.append(one(database_url, "select count(*) from job_queue"))
-            yield app.tasks["t.add"].si(n, n)
-
-    group(slow(), app=app).apply_async()
+    group(counting(app, database_url, written, 5), app=app).apply_async()
     assert written == [0, 0, 1, 1, 1], "Celery has the next made before it sends one"
     assert transactions(database_url) == [1, 4]
     assert published(database_url) == list(range(5))
@@ -79,16 +68,11 @@ def test_what_a_slow_generator_has_made_does_not_wait_for_the_rest(app: Celery, 
     monkeypatch.setattr(groups, "_PATIENCE", 0.0)
     written: list[int] = []
 
-    def slow() -> Iterator[Signature]:
-        for n in range(5):
-            written.append(one(database_url, "select count(*) from job_queue"))
-            yield app.tasks["t.add"].si(n, n)
-
-    group(slow(), app=app).apply_async()
+    group(counting(app, database_url, written, 5), app=app).apply_async()
     assert published(database_url) == list(range(5))
     rows(database_url, "delete from job_queue")
     with one_by_one():
-        group(slow(), app=app).apply_async()
+        group(counting(app, database_url, written, 5), app=app).apply_async()
     assert written[:5] == written[5:], "as soon as with Celery alone"
     assert written[-1] > 1
 

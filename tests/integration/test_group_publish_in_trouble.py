@@ -29,18 +29,6 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "_PATIENCE", 600.0)
 
 
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[CuttingProxy]:
-    with CuttingProxy(database_url) as running:
-        yield running
-
-
-@pytest.fixture
-def client(proxy: CuttingProxy, make_client: Callable[..., Celery]) -> Celery:
-    """An application whose connections pass through the proxy."""
-    return make_client(broker_url=proxy.url, result_backend=None)
-
-
 @pytest.mark.parametrize("what", ["cut off", "cut in its midst", "never connected", "known to be dead", "closed"])
 def test_a_lost_connection_is_made_anew(what: str, client: Celery, proxy: CuttingProxy, database_url: str) -> None:
     if what != "never connected":

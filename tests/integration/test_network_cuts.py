@@ -30,12 +30,6 @@ QUICK = {"timeout": 2, "connect_timeout": 2, "heartbeat_interval": 0.5, "heartbe
 
 
 @pytest.fixture
-def proxy(database_url: str) -> Iterator[CuttingProxy]:
-    with CuttingProxy(database_url) as running:
-        yield running
-
-
-@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts workers on any URL."""
     with ExitStack() as stack:

@@ -25,12 +25,6 @@ NOWHERE = "postgresql://u:p@127.0.0.1:1/db"
 
 
 @pytest.fixture
-def proxy(database_url: str) -> Iterator[CuttingProxy]:
-    with CuttingProxy(database_url) as running:
-        yield running
-
-
-@pytest.fixture
 def client(proxy: CuttingProxy) -> Iterator[Celery]:
     """Publishes through the proxy."""
     with closing(make_app(proxy.url, broker_transport_options=SHORT)) as app:

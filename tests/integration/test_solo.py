@@ -8,21 +8,15 @@ import pytest
 from celery import Celery
 
 from tests.support.database import one, rows
+from tests.support.quick import publish
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
 Start = Callable[..., Worker]
 
 
-def publish(app: Celery, jobs: int, seconds: float) -> None:
-    """So many jobs that take so long."""
-    with app.producer_or_acquire() as producer, producer.batch():
-        for _ in range(jobs):
-            app.tasks["t.nap"].apply_async((seconds,), ignore_result=True, producer=producer)
-
-
 def test_what_is_done_is_told_while_the_rest_of_the_delivery_runs(app: Celery, database_url: str, start_worker: Start) -> None:
-    publish(app, 60, 0.005)
+    publish(app, [0.005] * 60, "t.nap", ignore_result=True)
     start_worker("-P", "solo", "--prefetch-multiplier", "8")
     wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") == 60, "all are done")
     together = [row["jobs"] for row in rows(database_url, "select count(*) as jobs from job_queue group by xmin::text")]
@@ -34,7 +28,7 @@ def test_what_is_done_is_told_while_the_rest_of_the_delivery_runs(app: Celery, d
 def test_a_full_queue_does_not_keep_it_from_anything_else(prefetch: str, app: Celery, database_url: str,
                                                           start_worker: Start) -> None:
     worker = start_worker("-P", "solo", "-c", "1", "--prefetch-multiplier", prefetch)
-    publish(app, 4000, 0.01)
+    publish(app, [0.01] * 4000, "t.nap", ignore_result=True)
     wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'completed'") > 300, "it is at work")
     assert one(database_url, "select count(*) from job_queue where status = 'processing'") <= 1000
     assert app.control.ping(timeout=3, limit=1)

@@ -55,12 +55,7 @@ def test_no_more_than_three_per_process_are_started_ahead(processes: int, app: C
 def test_of_a_task_of_some_milliseconds_one_per_process_is(app: Celery, database_url: str, start_worker: Start,
                                                           quick: str) -> None:
     def most_napping() -> int:
-        begin(database_url)
-        with app.producer_or_acquire() as producer, producer.batch():
-            naps = [app.tasks["t.nap"].apply_async((0.005,), producer=producer) for _ in range(50)]
-        for nap in naps:
-            nap.get(timeout=30)
-        return most(database_url)
+        return most_of(database_url, app, 0.005, 50, "t.nap")
 
     start_worker("-c", "2", "--prefetch-multiplier", "16", TEST_ACKS="early")
     wait_until(lambda: most_napping() > 2, "the worker knows that the task is quick")

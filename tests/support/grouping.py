@@ -6,15 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from celery import Celery, group, signals
+from celery import Celery, Signature, group, signals
 from celery.utils.dispatch import Signal
 
-from tests.support.database import rows
+from tests.support.database import one, rows
 
 
 def adding(app: Celery, numbers: range, **options: Any) -> group:
     """A group of so many additions."""
     return group([app.tasks["t.add"].si(n, n).set(**options) for n in numbers], app=app)
+
+
+def counting(app: Celery, url: str, written: list[int], numbers: int, argument: object = None) -> Iterator[Signature]:
+    """Makes so many additions, and notes before each how many jobs are in the queue."""
+    for n in range(numbers):
+        written.append(one(url, "select count(*) from job_queue"))
+        yield app.tasks["t.add"].si(n, n if argument is None else argument)
 
 
 def published(url: str) -> list[int]:
@@ -23,7 +30,7 @@ def published(url: str) -> list[int]:
 
 
 def transactions(url: str) -> list[int]:
-    """How many jobs each transaction wrote, in its order."""
+    """How many jobs each transaction wrote, in its order: created_at is the moment a transaction began."""
     return [row["n"] for row in rows(url, "select count(*) as n from job_queue group by created_at order by created_at")]
 
 

@@ -1,7 +1,8 @@
-"""Jobs of t.wait that are over at once, and how many of them were in one state at the same time."""
+"""Jobs that are over at once, and how many of them were in one state at the same time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from celery import Celery
 from tests.support.database import one, rows
 
 
-def publish(app: Celery, paths: list[str]) -> list[Any]:
-    """A job for each of the paths, all at once."""
+def publish(app: Celery, arguments: Sequence[object], task: str = "t.wait", **options: Any) -> list[Any]:
+    """A job for each of the arguments, all at once."""
     with app.producer_or_acquire() as producer, producer.batch():
-        return [app.tasks["t.wait"].apply_async((path,), producer=producer) for path in paths]
+        return [app.tasks[task].apply_async((argument,), producer=producer, **options) for argument in arguments]
 
 
 def watch(url: str, condition: str, tmp_path: Path) -> str:
@@ -38,9 +39,9 @@ def most(url: str) -> int:
     return int(one(url, "select max(most) from counted"))
 
 
-def most_of(url: str, app: Celery, path: str, jobs: int) -> int:
+def most_of(url: str, app: Celery, argument: object, jobs: int, task: str = "t.wait") -> int:
     """Have so many worked off; the most at once, those included whose end was still on its way."""
     begin(url)
-    for result in publish(app, [path] * jobs):
+    for result in publish(app, [argument] * jobs, task):
         result.get(timeout=30)
     return most(url)

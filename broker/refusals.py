@@ -123,17 +123,23 @@ class Refusals:
             started(0, 0, REFUSED)
         self._aside.append((at, min(2 * pause, _LONGEST), flight))
 
-    def _claim(self) -> Plan:
-        plan = Plan(refused=self._look)
+    def _claim(self, seen: list[Row] | None = None) -> Plan:
+        plan = Plan(refused=lambda error: self._look(error, seen))
         self._cycle.plan_claims(plan, monotonic(), 1)
         return plan
 
-    def _look(self, error: psycopg.Error) -> None:
-        """A claim was refused: find out which job it would have taken, and look behind it for a while."""
+    def _look(self, error: psycopg.Error, seen: list[Row] | None) -> None:
+        """A claim was refused: find out which job it would have taken, and look behind it for a while.
+
+        seen: what stood first in line before that claim. What is first now may not be what the claim met: a second after a job's
+        run_at a claim that resumes behind it meets it no more, and that second may have ended in between.
+        """
         claims = self._cycle.claims
 
         def pass_over(rows: list[Row]) -> None:
-            if rows:
+            if rows and rows != seen:
+                self._alone.appendleft((partial(self._claim, rows), None))
+            elif rows:
                 claims.pass_over(rows[0])
                 logger.error("PostgreSQL refuses that job %s is claimed: %s. It is tried again in %g s, and nothing waits for it",
                              rows[0][3], _described(error), PASSED_OVER, extra={"job_id": rows[0][3]})

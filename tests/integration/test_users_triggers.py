@@ -94,6 +94,17 @@ def test_a_row_that_is_refused_holds_up_nobody(moment: str, code: str, app: Cele
     assert worker.stop() == 0
 
 
+def test_nobody_else_is_blamed_when_a_second_ends_between_the_refusal_and_the_look(
+        app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    """For a second a claim stays a little behind its cursor; here one of each refused job's claims lasts until that is over."""
+    rows(database_url, _VETO.format(moment=_MOMENTS["claim"], code="P0001").replace("begin raise", "begin perform pg_sleep(0.3); raise"))
+    worker = start_worker("-c", "2")
+    run_beside(app, database_url, 30, tmp_path / "done")
+    refused = f"PostgreSQL refuses that job {job(database_url)['id']} is claimed: "
+    wait_until(lambda: refused in worker.text, "the log says which job")
+    assert worker.text.count(refused) == worker.text.count("PostgreSQL refuses that job"), "nobody else is blamed"
+
+
 def test_a_result_that_is_refused_is_a_failure_that_says_why(make_client: Callable[..., Celery], database_url: str,
                                                              start_worker: Start, tmp_path: Path) -> None:
     """Results are stored by the process that ran the job, which can still tell."""

@@ -15,6 +15,7 @@ from celery.states import REVOKED as REVOKED_STATE
 from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.session import Row
 from celery_jobqueue.broker.settlements import Failure, Lease, Settlements, describe
+from celery_jobqueue.broker.usual import Columns
 from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import libpq_dsn
 
@@ -39,8 +40,9 @@ def app_of(conninfo: str) -> Any | None:
 def tell_celery(app: Any, rows: list[Row]) -> None:
     """Tell Celery of the jobs that jobqueue.rescue() and jobqueue.revoke() have ended."""
     for row in rows:
-        id_, lease, task_id, task_name, error, envelope, payload, binary = row
-        headers, (args, kwargs, embed), properties = decode_lost(envelope, payload, binary)
+        id_, lease, task_id, task_name, error, envelope, payload, binary, queue, reply_to = row
+        headers, (args, kwargs, embed), properties = decode_lost(
+            Columns(task_name, task_id, queue, reply_to), envelope, payload, binary)
         job = properties["job"] = {"id": id_, "lease": lease, "task": task_name, "task_id": task_id}
         logger.log(logging.INFO if error == REVOKED else logging.ERROR, "%s (%s, job %s)", error, task_name, id_,
                    extra=Lease.of(job).about)

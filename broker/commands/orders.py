@@ -18,6 +18,7 @@ from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.results import ResultBackend
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.usual import Columns
 
 __all__ = ["CANCELLED", "Answer", "cancel", "retry", "retry_failed", "terminate"]
 
@@ -96,8 +97,9 @@ def _why_not_cancelled(job: Job) -> str:
 
 
 def _cancel(store: JobStore, row: Row, running: bool) -> bool:
-    id, task_id, task_name, envelope, payload, binary = row
-    headers, (args, kwargs, embed), properties = decode_lost(envelope, payload, binary)
+    id, task_id, task_name, envelope, payload, binary, queue, reply_to = row
+    headers, (args, kwargs, embed), properties = decode_lost(
+        Columns(task_name, task_id, queue, reply_to), envelope, payload, binary)
     request = Context(headers, **{
         "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
         "delivery_info": properties.get("delivery_info") or {}, **embed})

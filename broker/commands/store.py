@@ -15,10 +15,12 @@ from kombu.utils.url import maybe_sanitize_url
 
 from celery_jobqueue.broker import settings as broker_settings
 from celery_jobqueue.broker.claims import text_array
+from celery_jobqueue.broker.messages import decode_lost
 from celery_jobqueue.broker.register import SCHEMES
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.usual import Columns
 from celery_jobqueue.db.errors import ConfigurationError, JobQueueError, SchemaError
 from celery_jobqueue.db.url import masked
 
@@ -180,9 +182,8 @@ class JobStore:
         if not rows:
             raise UnknownJob(f"no job has the id {id!r}")
         row: Document = json.loads(rows[0][0] or "{}")
-        message, envelope = _parsed(row.pop("payload")), _parsed(row.pop("envelope"))
-        headers = envelope.get("headers") if isinstance(envelope, dict) else None
-        headers = headers if isinstance(headers, dict) else {}
+        message, columns = _parsed(row["payload"]), Columns(row["task_name"], row["task_id"], row["queue"], row.pop("reply_to"))
+        headers, _, _ = decode_lost(columns, row.pop("envelope"), row.pop("payload"), None)
         row["args"], row["kwargs"], row["embed"] = message if _is_message(message) else (None, None, None)
         row["args_repr"], row["kwargs_repr"] = headers.get("argsrepr"), headers.get("kwargsrepr")
         for name in ("root_id", "parent_id", "group", "retries", "origin"):

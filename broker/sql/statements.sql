@@ -89,11 +89,16 @@ select id, lease from public.job_queue where owner = $1::uuid and leased_until i
 select pg_try_advisory_lock(jobqueue.lock_key($1::uuid));
 
 -- name: rescue
-select id, lease, task_id, task_name, error, envelope, payload, payload_binary, next_death
-  from jobqueue.rescue_and_next($1::uuid, $2::interval);
+select lost.id, lost.lease, lost.task_id, lost.task_name, lost.error, lost.envelope, lost.payload, lost.payload_binary,
+       (select j.queue from public.job_queue j where j.id = lost.id),
+       (select j.reply_to from public.job_queue j where j.id = lost.id), lost.next_death
+  from jobqueue.rescue_and_next($1::uuid, $2::interval) lost;
 
 -- name: revoke
-select id, lease, task_id, task_name, error, envelope, payload, payload_binary from jobqueue.revoke($1::text[]);
+select lost.id, lost.lease, lost.task_id, lost.task_name, lost.error, lost.envelope, lost.payload, lost.payload_binary,
+       (select j.queue from public.job_queue j where j.id = lost.id),
+       (select j.reply_to from public.job_queue j where j.id = lost.id)
+  from jobqueue.revoke($1::text[]) lost;
 
 -- name: touch
 select jobqueue.touch($1::text[]);
@@ -541,7 +546,7 @@ select row_to_json(shown)
   from (select j.id, j.task_id, j.task_name, j.status, j.state, j.queue, j.priority, j.attempts, j.max_attempts, j.total_starts,
                j.user_id, j.worker, j.owner is not null as claimed, j.error_message, j.created_at, j.run_at, j.started_at,
                j.finished_at, j.expires_at, j.leased_until, j.at_most_once, j.redelivered, j.result,
-               length(j.result_binary) as result_bytes, j.traceback, j.errors, j.envelope, j.payload,
+               length(j.result_binary) as result_bytes, j.traceback, j.errors, j.reply_to, j.envelope, j.payload,
                length(j.payload_binary) as payload_bytes, clock_timestamp() as now
           from public.job_queue j where j.id = $1::uuid) shown;
 
@@ -582,7 +587,7 @@ select exists (select from taken);
 select coalesce((select lease = $2::uuid from public.job_queue where id = $1::uuid), false);
 
 -- name: job_message
-select id, task_id, task_name, envelope, payload, payload_binary
+select id, task_id, task_name, envelope, payload, payload_binary, queue, reply_to
   from public.job_queue where id = any ($1::uuid[]);
 
 -- name: workers

@@ -1,13 +1,15 @@
-"""How much WAL a job writes, from its INSERT to its end, beside a naive table that carries its payload through every update."""
+"""How much WAL a job writes, from its INSERT to its end, beside a naive table that carries its message through every update."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Iterator
 
 import psycopg
 
+from celery_jobqueue.broker.usual import Columns, put_back
 from tests.benchmarks.contenders import Contender
 from tests.benchmarks.drain import drain
 from tests.benchmarks.running import Measured, Plan, scenario
@@ -15,7 +17,7 @@ from tests.benchmarks.running import Measured, Plan, scenario
 Connection = psycopg.Connection[tuple[object, ...]]
 
 _SIZES = {"100 B": 100, "1.5 kB": 1500, "10 kB": 10_000}
-#: The message in the middle of the row, and in one piece with what changes, as it is done everywhere.
+#: The message, all that Celery sends, in the middle of the row, and in one piece with what changes, as it is done everywhere.
 _NAIVE = """
 drop table if exists naive;
 create table naive (
@@ -35,7 +37,8 @@ returning naive.id
 _NAIVE_END = "update naive set status = 'completed', finished_at = now() where id = any (%s)"
 
 
-@scenario("wal", contenders="ours,pgmq,sqla", cases=",".join(_SIZES))
+# sqla leaves a transaction open behind what it has published, and the table could not be emptied for the next case.
+@scenario("wal", contenders="ours,pgmq", cases=",".join(_SIZES))
 def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
     """Bytes of WAL per job: publish, start and finish; images of full pages, which follow a checkpoint, are not counted."""
     assert contender.database
@@ -71,10 +74,13 @@ def _written(conn: Connection, began: str, ended: str) -> float:
 
 
 def _message(conn: Connection) -> tuple[str, str]:
-    """What Celery needs of one of the jobs: headers and properties, and the body."""
-    row = conn.execute("select envelope, payload from job_queue limit 1").fetchone()
+    """One of the jobs as Celery has sent it: headers and properties, and the body."""
+    row = conn.execute("select task_name, task_id, queue, reply_to, envelope, payload from job_queue limit 1").fetchone()
     assert row
-    return str(row[0]), str(row[1])
+    *columns, envelope, payload = map(str, row)
+    headers, properties = put_back(json.loads(envelope), Columns(*columns))
+    return json.dumps({"headers": headers, "properties": properties, "content-type": "application/json",
+                       "content-encoding": "utf-8"}), payload
 
 
 def _naive(conn: Connection, message: tuple[str, str], jobs: int) -> float:

@@ -38,7 +38,7 @@ _COUNTS = """
 _BARE = """
     select task_id from public.job_queue
      where status = 'completed' and state is distinct from 'SUCCESS' and finished_at > now() - interval '30 seconds'
-       and envelope::json -> 'headers' ->> 'ignore_result' = 'false' limit 3"""
+       and envelope::json -> 'headers' ->> 'ignore_result' is distinct from 'true' limit 3"""
 
 _AGAIN = "a job was started again"
 _UNCOUNTED = "a run was not counted on its row before its first instruction"

@@ -97,7 +97,8 @@ def test_a_row_that_is_refused_holds_up_nobody(moment: str, code: str, app: Cele
 def test_nobody_else_is_blamed_when_a_second_ends_between_the_refusal_and_the_look(
         app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
     """For a second a claim stays a little behind its cursor; here one of each refused job's claims lasts until that is over."""
-    rows(database_url, _VETO.format(moment=_MOMENTS["claim"], code="P0001").replace("begin raise", "begin perform pg_sleep(0.3); raise"))
+    veto = _VETO.format(moment=_MOMENTS["claim"], code="P0001")
+    rows(database_url, veto.replace("begin raise", "begin perform pg_sleep(0.3); raise"))
     worker = start_worker("-c", "2")
     run_beside(app, database_url, 30, tmp_path / "done")
     refused = f"PostgreSQL refuses that job {job(database_url)['id']} is claimed: "

@@ -186,20 +186,22 @@ class Claims:
         """When to look again, in monotonic seconds."""
         return self._poll_at
 
-    def calls(self, places: Places, queues: Sequence[str], now: float) -> list[Call]:
-        """The claim, and the question when the next delayed job is due."""
+    def calls(self, places: Places, queues: Sequence[str], now: float, level: tuple[str, int] | None = None) -> list[Call]:
+        """The claim, and the question when the next delayed job is due. level: look there only, in one of the queues."""
         if now >= self._rewind_at:
             self._rewind()
             self._rewind_at = now + _REWIND_EVERY
         # Fair between queues of the same priority: another one is first each time.
         self._turn = (self._turn + 1) % max(1, len(queues))
-        everywhere = len(queues) == len(self.queues)  # else claims of other channels, with windows of their own, go with it
+        # Else claims of other channels, with windows of their own, go with it.
+        everywhere = level is None and len(queues) == len(self.queues)
         if now >= self._empty_until or not everywhere:
             self._empty = frozenset()
         turn = [*queues[self._turn:], *queues[:self._turn]]
-        levels = (level for priority in _PRIORITIES for queue in turn if (level := (queue, priority)) not in self._empty)
+        levels = (at for priority in _PRIORITIES for queue in turn
+                  if (at := (queue, priority)) not in self._empty and level in (None, at))
         self._asked = list(islice(levels, _BUSY_LEVELS) if everywhere and now < self._empty_until else levels)
-        self._learns, self._asked_all = everywhere, next(levels, None) is None
+        self._learns, self._asked_all = everywhere, level is None and next(levels, None) is None
         self._told = self.woken or (self._told and self._poll_at == now)  # asked twice for queues of several channels
         self._poll_at = now  # who wakes it from now on is heeded after the answer
         calls: list[Call] = [(statement("claim"), (

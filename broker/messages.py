@@ -1,7 +1,8 @@
 """Message ⇄ row.
 
 A message's body is stored as it was published (`payload`, or `payload_binary` when it is not text), its headers and
-properties as one JSON document (`envelope`). What people and the claim need to see stands in columns of its own.
+properties as one JSON document (`envelope`), of a job without what is usual (broker/usual.py). What people and the claim need
+to see stands in columns of its own.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until a refused settlement is tried again, doubling.
 _FIRST, _LONGEST = 1.0, 60.0
-#: Claims of one job after a refusal, before claims of more are tried again.
-_CLAIMS = 3
+#: Claims of one job after a refusal, before claims of more are tried again, and looks at who stands first for each of them.
+_CLAIMS, _LOOKS = 3, 4
 
 
 class Refusals:
@@ -123,26 +123,32 @@ class Refusals:
             started(0, 0, REFUSED)
         self._aside.append((at, min(2 * pause, _LONGEST), flight))
 
-    def _claim(self, seen: list[Row] | None = None) -> Plan:
-        plan = Plan(refused=lambda error: self._look(error, seen))
-        self._cycle.plan_claims(plan, monotonic(), 1)
+    def _claim(self, seen: list[Row] | None = None, looks: int = 0) -> Plan:
+        """A claim of one; of one at the level of the row that was seen there, if any."""
+        plan = Plan(refused=lambda error: self._look(error, seen, looks))
+        level = (str(seen[0][0]), int(seen[0][1] or 0)) if seen else None
+        self._cycle.plan_claims(plan, monotonic(), 1, level)
         return plan
 
-    def _look(self, error: psycopg.Error, seen: list[Row] | None) -> None:
+    def _look(self, error: psycopg.Error, seen: list[Row] | None, looks: int) -> None:
         """A claim was refused: find out which job it would have taken, and look behind it for a while.
 
-        seen: what stood first in line before that claim. What is first now may not be what the claim met: a second after a job's
-        run_at a claim that resumes behind it meets it no more, and that second may have ended in between.
+        Who is first in line now need not be whom the claim has met: until a second after a job's run_at a claim meets it although
+        the cursor stands there, and that second may have ended in between, or somebody has let go of another job. So the claim is
+        made again at that level, and who stood first there before (`seen`) and after it is the one.
         """
         claims = self._cycle.claims
 
         def pass_over(rows: list[Row]) -> None:
-            if rows and rows != seen:
-                self._alone.appendleft((partial(self._claim, rows), None))
-            elif rows:
-                claims.pass_over(rows[0])
-                logger.error("PostgreSQL refuses that job %s is claimed: %s. It is tried again in %g s, and nothing waits for it",
-                             rows[0][3], _described(error), PASSED_OVER, extra={"job_id": rows[0][3]})
+            if not rows:
+                return
+            if rows != seen:
+                if looks < _LOOKS:
+                    self._alone.appendleft((partial(self._claim, rows, looks + 1), None))
+                return
+            claims.pass_over(rows[0])
+            logger.error("PostgreSQL refuses that job %s is claimed: %s. It is tried again in %g s, and nothing waits for it",
+                         rows[0][3], _described(error), PASSED_OVER, extra={"job_id": rows[0][3]})
 
         look = Plan([claims.first_in_line()], [pass_over], refused=self._cycle.trouble.met)
         self._alone.appendleft((lambda: look, None))

@@ -89,16 +89,12 @@ select id, lease from public.job_queue where owner = $1::uuid and leased_until i
 select pg_try_advisory_lock(jobqueue.lock_key($1::uuid));
 
 -- name: rescue
-select lost.id, lost.lease, lost.task_id, lost.task_name, lost.error, lost.envelope, lost.payload, lost.payload_binary,
-       (select j.queue from public.job_queue j where j.id = lost.id),
-       (select j.reply_to from public.job_queue j where j.id = lost.id), lost.next_death
-  from jobqueue.rescue_and_next($1::uuid, $2::interval) lost;
+select id, lease, task_id, task_name, error, envelope, payload, payload_binary, queue, reply_to, next_death
+  from jobqueue.rescue_and_next($1::uuid, $2::interval);
 
 -- name: revoke
-select lost.id, lost.lease, lost.task_id, lost.task_name, lost.error, lost.envelope, lost.payload, lost.payload_binary,
-       (select j.queue from public.job_queue j where j.id = lost.id),
-       (select j.reply_to from public.job_queue j where j.id = lost.id)
-  from jobqueue.revoke($1::text[]) lost;
+select id, lease, task_id, task_name, error, envelope, payload, payload_binary, queue, reply_to
+  from jobqueue.revoke($1::text[]);
 
 -- name: touch
 select jobqueue.touch($1::text[]);

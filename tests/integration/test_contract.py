@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 from amqp import ChannelError, RecoverableConnectionError
 from celery import Celery, group
+from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import GroupResult
 from kombu import Connection, Consumer, Queue
@@ -175,6 +177,24 @@ def test_results_do_all_that_celerys_own_backends_do(make_client: Callable[..., 
     assert (app.AsyncResult(quick.id).state, app.AsyncResult(bad.id).state) == ("PENDING", "FAILURE")
     assert rows(database_url, "select status, state, result from job_queue where task_id = %s", (quick.id,)) == [
         {"status": "completed", "state": None, "result": None}]
+
+
+def test_what_ends_without_running_is_told_with_all_that_it_was(make_client: Callable[..., Celery], start_worker: Start,
+                                                                tmp_path: Path) -> None:
+    """By whoever finds it: with `result_extended` a result says of which task, arguments and queue it is."""
+    app: Any = make_client(result_extended=True)
+    dead = start_worker("-c", "1", app="tests.support.extended_app", TEST_ACKS="early")
+    mark = str(tmp_path / "mark")
+    lost, revoked = app.tasks["t.wait"].delay(mark), app.tasks["t.add"].apply_async((1,), {"y": 2}, queue="nobodys")
+    wait_until(Path(mark).exists, "the task runs")
+    os.kill(dead.process.pid, signal.SIGKILL)
+    start_worker("-c", "1", app="tests.support.extended_app", TEST_ACKS="early")
+    app.control.revoke(revoked.id)
+    for result, error, told in ((lost, WorkerLostError, ("t.wait", [mark], {}, "celery", 0)),
+                                (revoked, TaskRevokedError, ("t.add", [1], {"y": 2}, "nobodys", 0))):
+        with pytest.raises(error):
+            result.get(timeout=30)
+        assert (result.name, result.args, result.kwargs, result.queue, result.retries) == told
 
 
 def test_messages_have_a_time_to_live(database_url: str) -> None:

@@ -237,24 +237,6 @@ def test_an_expired_job_never_runs_and_says_so(app: Celery, database_url: str, s
         result.get(timeout=10)
 
 
-def test_what_ends_without_running_is_told_with_all_that_it_was(make_client: Callable[..., Celery], start_worker: Start,
-                                                                tmp_path: Path) -> None:
-    """By whoever finds it: with `result_extended` a result says of which task, arguments and queue it is."""
-    app: Any = make_client(result_extended=True)
-    dead = start_worker("-c", "1", app="tests.support.extended_app", TEST_ACKS="early")
-    mark = str(tmp_path / "mark")
-    lost, revoked = app.tasks["t.wait"].delay(mark), app.tasks["t.add"].apply_async((1,), {"y": 2}, queue="nobodys")
-    wait_until(Path(mark).exists, "the task runs")
-    os.kill(dead.process.pid, signal.SIGKILL)
-    start_worker("-c", "1", app="tests.support.extended_app", TEST_ACKS="early")
-    app.control.revoke(revoked.id)
-    for result, error, told in ((lost, WorkerLostError, ("t.wait", [mark], {}, "celery", 0)),
-                                (revoked, TaskRevokedError, ("t.add", [1], {"y": 2}, "nobodys", 0))):
-        with pytest.raises(error):
-            result.get(timeout=30)
-        assert (result.name, result.args, result.kwargs, result.queue, result.retries) == told
-
-
 def test_progress_is_readable_while_the_job_runs(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
     start_worker()
     mark = str(tmp_path / "mark")

@@ -106,6 +106,27 @@ def test_nobody_else_is_blamed_when_a_second_ends_between_the_refusal_and_the_lo
     assert worker.text.count(refused) == worker.text.count("PostgreSQL refuses that job"), "nobody else is blamed"
 
 
+def test_refused_jobs_of_several_queues_hold_up_none_of_them(app: Celery, database_url: str, start_worker: Start,
+                                                              tmp_path: Path) -> None:
+    """Claims go round the queues, and one of them has a long line of its own."""
+    rows(database_url, _VETO.format(moment=_MOMENTS["claim"], code="P0001").replace("new.task_id =", "new.task_name ="))
+    rows(database_url, "alter table job_queue disable trigger veto")
+    done, queues = str(tmp_path / "done"), ["first", "second", "third"]
+    refused = [app.send_task("unlucky", queue=queue).id for queue in queues]
+    with app.producer_or_acquire() as producer, producer.batch():
+        for queue in queues:
+            for _ in range(200 if queue == "third" else 10):
+                app.tasks["t.record"].apply_async((done, queue), queue=queue, producer=producer)
+    rows(database_url, "alter table job_queue enable trigger veto")
+    worker = start_worker("-c", "2", "--prefetch-multiplier", "1", "-Q", ",".join(queues))
+    ended = "select count(*) from job_queue where status = 'completed'"
+    wait_until(lambda: one(database_url, ended) == 220, "all others have ended")
+    ids = {str(row["id"]) for row in rows(database_url, "select id from job_queue where task_id = any(%s)", (refused,))}
+    blamed = re.findall(r"PostgreSQL refuses that job (\S+) is", worker.text)
+    assert set(blamed) == ids
+    assert rolled_back(database_url) < 100, "no busy loop"
+
+
 def test_a_result_that_is_refused_is_a_failure_that_says_why(make_client: Callable[..., Celery], database_url: str,
                                                              start_worker: Start, tmp_path: Path) -> None:
     """Results are stored by the process that ran the job, which can still tell."""

@@ -330,7 +330,13 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         rows = transport.run(*claims.calls(Places(1), [queue], 0.0))[0]
         if not rows:
             raise Empty
-        message = decode_job(rows[0])
+        id_, lease, task_id = rows[0][0], rows[0][1], rows[0][8]
+        try:
+            message = decode_job(rows[0])
+        except Exception as error:  # edited by hand
+            transport.cycle_.on_unreadable(id_, lease, task_id, error)
+            transport.settle_soon()
+            return self._get(queue)
         if transport.start_now([message]):
             return self._get(queue)  # that one came too late; perhaps there is another
         return message

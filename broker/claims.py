@@ -186,19 +186,23 @@ class Claims:
         """When to look again, in monotonic seconds."""
         return self._poll_at
 
-    def calls(self, places: Places, queues: Sequence[str], now: float, level: tuple[str, int] | None = None) -> list[Call]:
-        """The claim, and the question when the next delayed job is due. level: look there only, in one of the queues."""
+    def calls(self, places: Places, queues: Sequence[str], now: float, *, turn: bool = True,
+              level: tuple[str, int] | None = None) -> list[Call]:
+        """The claim, and the question when the next delayed job is due. turn: begin with another of the queues than last time;
+        level: look there only, in one of the queues.
+        """
         if now >= self._rewind_at:
             self._rewind()
             self._rewind_at = now + _REWIND_EVERY
         # Fair between queues of the same priority: another one is first each time.
-        self._turn = (self._turn + 1) % max(1, len(queues))
+        self._turn += turn
+        first = self._turn % max(1, len(queues))
         # Else claims of other channels, with windows of their own, go with it.
         everywhere = level is None and len(queues) == len(self.queues)
         if now >= self._empty_until or not everywhere:
             self._empty = frozenset()
-        turn = [*queues[self._turn:], *queues[:self._turn]]
-        levels = (at for priority in _PRIORITIES for queue in turn
+        order = [*queues[first:], *queues[:first]]
+        levels = (at for priority in _PRIORITIES for queue in order
                   if (at := (queue, priority)) not in self._empty and level in (None, at))
         self._asked = list(islice(levels, _BUSY_LEVELS) if everywhere and now < self._empty_until else levels)
         self._learns, self._asked_all = everywhere, level is None and next(levels, None) is None
@@ -223,15 +227,18 @@ class Claims:
         """Which job the last claim would have taken if it was of one, when that was refused."""
         return statement("first_in_line"), self._levels()
 
-    def pass_over(self, row: Row) -> None:
-        """Claim what stands behind this job, for a while."""
+    def pass_over(self, row: Row) -> bool:
+        """Claim what stands behind this job, for a while. False when that is so already: its run_at is less than a second ago."""
         queue, priority, run_at, id_ = row
         assert queue
         assert priority
         assert run_at
         assert id_
-        cursor = self._cursors[queue, int(priority)] = _Cursor(run_at, id_)
-        self._passed[queue, int(priority)] = cursor, monotonic() + PASSED_OVER
+        level, cursor = (queue, int(priority)), _Cursor(run_at, id_)
+        known = level in self._passed and self._passed[level][0] == cursor
+        self._cursors[level] = cursor
+        self._passed[level] = cursor, monotonic() + PASSED_OVER
+        return not known
 
     def took(self, rows: list[Row], due: list[Row] | None, places: Places, now: float) -> None:
         """Learn from the answers of `calls`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
 from time import monotonic, time
 from typing import Any
 
@@ -26,7 +25,6 @@ from celery_jobqueue.broker.refusals import Refusals
 from celery_jobqueue.broker.session import Call, Row, Session
 from celery_jobqueue.broker.settlements import Failure, Flight, Lease, Settlements, describe
 from celery_jobqueue.broker.trouble import Trouble, by_a_row, explained
-from celery_jobqueue.broker.usual import LaterVersion
 
 __all__ = ["Cycle"]
 
@@ -37,8 +35,6 @@ _MAX_BATCH = 100  # jobs in one claim: enough to make the round trip cheap, smal
 #: crash in between runs it again. With 10 ms in the place of 2 the server works 10 to 40 % less for a job, the worker up to 15 %,
 #: and on a machine with other work 1.2 to 1.6 times as many jobs are done (prefetch 8 and 32; on a quiet one as many).
 _PATIENCE = 0.01
-#: Until a job that a later version has published may come to this worker again.
-_NOT_SOONER = timedelta(minutes=1)
 
 
 class Cycle:
@@ -115,7 +111,8 @@ class Cycle:
             may_split = may_split and not flight.starts  # a job that is started by its claim shall not overtake these
             self.plan_flight(plan, flight)
         claims = Plan()
-        self.plan_claims(claims, now)
+        if not self.refusals.owes_claims:
+            self.plan_claims(claims, now)
         if may_split and self.duties.registered and claims.calls and plan.durable:
             # 7 % more jobs/s at a prefetch of 8, median of three pairs. Jobs acknowledged early, whose start has to be on disk,
             # run while what was settled is written: 12 % more, four pairs.
@@ -163,7 +160,7 @@ class Cycle:
         mere_look = self.claims.idle and not self.claims.woken  # it hardly finds anything to write
         groups: dict[int, list[str]] = {}
         # The solo pool claims while it has not run all that lies ready, and letters stand in line behind that.
-        limit = most - len(self.ready)
+        limit = min(most, _MAX_BATCH - len(self.ready))
         for queue in self.claims.queues if level is None else [level[0]]:
             credit = self._credit(queue)
             groups.setdefault(limit if credit is None else min(credit, limit), []).append(queue)
@@ -173,7 +170,7 @@ class Cycle:
                 places = places._replace(ahead=0)
             if not (places.limit or places.ahead):
                 continue
-            calls = self.claims.calls(places, queues, now, level)
+            calls = self.claims.calls(places, queues, now, turn=most == _MAX_BATCH, level=level)
             plan.durable = plan.durable or places.starts_once > 0
             plan.lazy = plan.lazy or not mere_look
             answers: list[list[Row]] = []
@@ -197,9 +194,6 @@ class Cycle:
                 message = decode_job(row, parts)
                 message["properties"]["job"]["asked"] = asked  # see broker/stale.py: others may have had it since
                 self.ready.append((str(row[2]), message))
-            except LaterVersion as error:  # a deployment is on its way, and workers of that version too
-                logger.warning("job %s is left to workers of another version: %s", row[0], error, extra={"job_id": row[0]})
-                self.settlements.fail(Lease(str(row[0]), str(row[1])), Failure(str(error), retry=True, delay=_NOT_SOONER))
             except Exception as error:  # edited by hand
                 self.on_unreadable(row[0], row[1], row[8], error)
 

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until a refused settlement is tried again, doubling.
 _FIRST, _LONGEST = 1.0, 60.0
-#: Claims of one job after a refusal, before claims of more are tried again, and looks at who stands first for each of them.
-_CLAIMS, _LOOKS = 3, 4
+#: Claims of one job after a refusal, before claims of more are tried again; as many again whenever one is known that cannot be
+#: claimed, up to so many jobs. Looks at who stands first, for each refused claim.
+_CLAIMS, _MOST_BLAMED, _LOOKS = 3, 100, 4
 
 
 class Refusals:
@@ -46,6 +47,8 @@ class Refusals:
         # What goes out before anything else, each made when its turn comes; a plan without calls has nothing to say.
         self._alone: deque[tuple[Callable[[], Plan], Flight | None]] = deque()
         self._aside: list[tuple[float, float, Flight]] = []  # when, the pause after it, what
+        self._owed = self._blamed = 0  # claims of one that are still to be made, jobs found since the last claim of more
+        self._settles = False  # whether what is to be settled goes before the next of them
         #: Told (lease, error) of a job whose result is refused. True when the job has ended by that.
         self.on_result: Callable[[Lease, psycopg.Error], bool] = lambda *_: False
         identity().holders.add(self)
@@ -57,6 +60,11 @@ class Refusals:
 
     def __bool__(self) -> bool:
         return bool(self._alone)
+
+    @property
+    def owes_claims(self) -> bool:
+        """Whether claims are of one job for now, and made here: as soon as there is a place."""
+        return self._owed > 0
 
     @property
     def next(self) -> float:
@@ -73,7 +81,7 @@ class Refusals:
             self._alone.append((partial(Plan, [call], [taker], refused=cycle.trouble.met), None))
         for flight in cycle.settlements.take().split():
             self._add(flight, _FIRST)
-        self._alone.extend([(self._claim, None)] * _CLAIMS)
+        self._owed, self._blamed = _CLAIMS, 0
 
     def plan(self, now: float) -> Plan | None:
         """The next that is to go out alone, None when there is nothing."""
@@ -85,10 +93,18 @@ class Refusals:
             plan = self._alone.popleft()[0]()
             if plan.calls:
                 return plan
+        if self._owed and not (self._settles and self._cycle.settlements):
+            plan = self._claim()
+            if plan.calls:
+                self._owed -= 1
+                self._settles = True
+                return plan
+        self._settles = False
         return None
 
     def clear(self) -> None:
         """Nothing is to be sent alone any more: the connection is lost, or the server in trouble."""
+        self._owed = 0
         while self._alone:
             flight = self._alone.popleft()[1]
             if flight is not None:
@@ -146,7 +162,10 @@ class Refusals:
                 if looks < _LOOKS:
                     self._alone.appendleft((partial(self._claim, rows, looks + 1), None))
                 return
-            claims.pass_over(rows[0])
+            if not claims.pass_over(rows[0]):
+                return
+            if self._blamed < _MOST_BLAMED:
+                self._owed, self._blamed = _CLAIMS, self._blamed + 1
             logger.error("PostgreSQL refuses that job %s is claimed: %s. It is tried again in %g s, and nothing waits for it",
                          rows[0][3], _described(error), PASSED_OVER, extra={"job_id": rows[0][3]})
 

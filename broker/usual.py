@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from celery_jobqueue.db.errors import JobQueueError
-
-__all__ = ["Columns", "LaterVersion", "left_out", "put_back"]
+__all__ = ["Columns", "left_out", "put_back"]
 
 #: Stands in an envelope that has something left out: the number of the list below. Whoever changes the list gives it the next
-#: number, and reads both; a worker that does not know a number leaves the job to others.
+#: number and reads both, and does not write the new one before all workers can read it: a job that cannot be read fails.
 _MARK, _LIST = "usual", 1
 #: What Celery's clients say of a job about which nothing was asked (celery/app/amqp.py, as_task_v2; kombu/messaging.py and
 #: kombu/transport/virtual/base.py for the properties). jobqueue.revoke() looks for an `ignore_result` that is true.
@@ -29,10 +27,6 @@ _ALL_HEADERS = frozenset({*_HEADERS, "task", "id", "root_id"})
 _ALL_PROPERTIES = frozenset({*_PROPERTIES, "correlation_id", "reply_to", "delivery_info"})
 
 _Parts = tuple[dict[str, Any], dict[str, Any]]
-
-
-class LaterVersion(JobQueueError, ValueError):
-    """A later version of this project has left out something else."""
 
 
 class Columns(NamedTuple):
@@ -58,13 +52,13 @@ def left_out(headers: Mapping[str, Any], properties: Mapping[str, Any], columns:
 def put_back(parts: Mapping[str, Any], columns: Columns) -> _Parts:
     """(headers, properties) as they were published, for what an envelope holds: two JSON objects, as the caller has seen.
 
-    Raises LaterVersion.
+    Raises ValueError when a later version has left out something else.
     """
     headers, properties = parts.get("headers") or {}, parts.get("properties") or {}
     if (number := parts.get(_MARK)) is None:
         return headers, properties
     if number != _LIST:
-        raise LaterVersion(
+        raise ValueError(
             f"{_MARK} in the envelope is {number!r:.100}, not {_LIST}: a later version of celery-jobqueue wrote it")
     usual_headers, usual_properties = _usual(columns)
     return {**usual_headers, **headers}, {**usual_properties, **properties}

@@ -30,7 +30,7 @@ select id, lease, queue, priority, attempts, max_attempts, redelivered, task_nam
                       $7::text, $8::integer, $9::text[], $10::integer, $11::text[], $12::integer);
 
 -- name: first_in_line
--- What a claim of one would take, which also stays a little behind a young cursor.
+-- What a claim of one would take, which stays a little behind a young cursor too, and passes over what somebody has locked.
 select level.queue, level.priority, j.run_at, j.id
   from unnest($1::text[], $2::smallint[], $3::timestamptz[], $4::uuid[])
        with ordinality as level(queue, priority, after_run_at, after_id, place)
@@ -43,7 +43,8 @@ select level.queue, level.priority, j.run_at, j.id
                                     else level.after_run_at end, level.after_id)
        and j.run_at <= now()
      order by j.run_at, j.id
-     limit 1) j
+     limit 1
+       for update skip locked) j
  order by level.place
  limit 1;
 

@@ -181,7 +181,7 @@ def test_a_worker_keeps_failures_for_longer(app: Celery, database_url: str, star
 
 def test_a_worker_that_finds_much_goes_on_soon(database_url: str, start_worker: Start) -> None:
     rows(database_url, "insert into job_queue (status, payload, finished_at) select 'completed', repeat('x', 1500),"
-                       " now() - interval '9 days' from generate_series(1, 2700)")
+                       " now() - interval '9 days' from generate_series(1, 1900)")
     start_worker(app="tests.support.tuned_app")
-    wait_until(lambda: one(database_url, "select count(*) from job_queue") < 2700, "the first step is done")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue") < 1900, "the first step is done")
     wait_until(lambda: not left(database_url), "so are three more, at ten seconds a step it would take thirty", 15)

@@ -326,20 +326,20 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             id_, _, envelope, payload, binary = rows[0]
             return decode_transient(queue, envelope, payload, binary, f"t{id_}")
         claims = Claims(identity().id, 1.0)
-        transport.cycle_.register()
-        rows = transport.run(*claims.calls(Places(1), [queue], 0.0))[0]
-        if not rows:
-            raise Empty
-        id_, lease, task_id = rows[0][0], rows[0][1], rows[0][8]
-        try:
-            message = decode_job(rows[0])
-        except Exception as error:  # edited by hand
-            transport.cycle_.on_unreadable(id_, lease, task_id, error)
-            transport.settle_soon()
-            return self._get(queue)
-        if transport.start_now([message]):
-            return self._get(queue)  # that one came too late; perhaps there is another
-        return message
+        while True:
+            transport.cycle_.register()
+            rows = transport.run(*claims.calls(Places(1), [queue], 0.0))[0]
+            if not rows:
+                raise Empty
+            id_, lease, task_id = rows[0][0], rows[0][1], rows[0][8]
+            try:
+                message = decode_job(rows[0])
+            except Exception as error:  # edited by hand
+                transport.cycle_.on_unreadable(id_, lease, task_id, error)
+                transport.settle_soon()
+                continue
+            if not transport.start_now([message]):  # else it came too late; perhaps there is another
+                return message
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Delivered | None:
         """One message, None when there is none. no_ack: with that it is done."""

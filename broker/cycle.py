@@ -60,6 +60,8 @@ class Cycle:
         self.trouble = Trouble()
         self.refusals = Refusals(self)
         self._patient_since: float | None = None
+        #: Nothing is claimed now: what came would be behind what is being started for delivery.
+        self.settling = False
         self._credit = credit
         self.listening = Listening(session)
         self._in_flight: list[Flight] = []
@@ -111,7 +113,7 @@ class Cycle:
             may_split = may_split and not flight.starts  # a job that is started by its claim shall not overtake these
             self.plan_flight(plan, flight)
         claims = Plan()
-        if not self.refusals.owes_claims:
+        if not (self.settling or self.refusals.owes_claims):
             self.plan_claims(claims, now)
         if may_split and self.duties.registered and claims.calls and plan.durable:
             # 7 % more jobs/s at a prefetch of 8, median of three pairs. Jobs acknowledged early, whose start has to be on disk,
@@ -164,13 +166,13 @@ class Cycle:
         for queue in self.claims.queues if level is None else [level[0]]:
             credit = self._credit(queue)
             groups.setdefault(limit if credit is None else min(credit, limit), []).append(queue)
-        for credit, queues in groups.items():
+        for number, (credit, queues) in enumerate(groups.items()):
             places = self.door.places(credit)
             if most < _MAX_BATCH:  # a claim of one is of one
                 places = places._replace(ahead=0)
             if not (places.limit or places.ahead):
                 continue
-            calls = self.claims.calls(places, queues, now, turn=most == _MAX_BATCH, level=level)
+            calls = self.claims.calls(places, queues, now, turn=number == 0 and most == _MAX_BATCH, level=level)
             plan.durable = plan.durable or places.starts_once > 0
             plan.lazy = plan.lazy or not mere_look
             answers: list[list[Row]] = []
@@ -233,7 +235,7 @@ class Cycle:
         """Whether the next batch should go out. Claims and completions wait a moment for more while the pool has enough to do:
         a batch costs the server several times what one more job in it does.
         """
-        if now >= self._next_duty() or self.settlements.urgent or self.refusals:
+        if now >= min(self.next_duty, self.refusals.next) or self.settlements.urgent or self.refusals:
             return True
         if not (self.settlements or self.claims.due(now)):
             self._patient_since = None
@@ -322,12 +324,16 @@ class Cycle:
 
     def settle(self) -> None:
         """As many batches as it takes: everything is settled afterwards, but for what the database refuses because of its row."""
-        while self.settlements or self.refusals or self.outbox.due == 0.0:  # events that may wait are not waited for
-            try:
-                self.exchange()
-            except psycopg.Error as error:
-                if not (self._bearable(error) and by_a_row(error)):
-                    raise
+        self.settling = True
+        try:
+            while self.settlements or self.refusals or self.outbox.due == 0.0:  # events that may wait are not waited for
+                try:
+                    self.exchange()
+                except psycopg.Error as error:
+                    if not (self._bearable(error) and by_a_row(error)):
+                        raise
+        finally:
+            self.settling = False
 
     def _next_plan(self, now: float, may_split: bool = False) -> Plan:
         return self.refusals.plan(now) or self.plan(now, may_split)
@@ -351,15 +357,18 @@ class Cycle:
         """When something is to be done even if nothing happens, in monotonic seconds."""
         if self.refusals:
             return self.trouble.until
-        at = min(self._next_duty(), now + self.options.poll, self.refusals.next)
+        at = min(self.next_duty, now + self.options.poll, self.refusals.next)
+        ahead = 0 if self.refusals.owes_claims else self.door.ahead()
         if self._patient_since is not None:
             at = min(at, self._patient_since + _PATIENCE)
         elif self.duties.owns_jobs and not self.door.full() and any(
-                credit is None or credit + self.door.ahead() > 0 for credit in map(self._credit, self.claims.queues)):
+                credit is None or credit + ahead > 0 for credit in map(self._credit, self.claims.queues)):
             at = min(at, self.claims.next_look)
         return max(at, self.trouble.until)
 
-    def _next_duty(self) -> float:
+    @property
+    def next_duty(self) -> float:
+        """When something is due that no job asks for, in monotonic seconds."""
         at = min(self.duties.next, self.mailbox.next)
         events = self.outbox.due
         return at if events is None else min(at, events)

@@ -93,7 +93,8 @@ class Refusals:
             plan = self._alone.popleft()[0]()
             if plan.calls:
                 return plan
-        if self._owed and not (self._settles and self._cycle.settlements):
+        cycle = self._cycle
+        if self._owed and not (cycle.settling or now >= cycle.next_duty or (self._settles and cycle.settlements)):
             plan = self._claim()
             if plan.calls:
                 self._owed -= 1
@@ -141,9 +142,12 @@ class Refusals:
 
     def _claim(self, seen: list[Row] | None = None, looks: int = 0) -> Plan:
         """A claim of one; of one at the level of the row that was seen there, if any."""
-        plan = Plan(refused=lambda error: self._look(error, seen, looks))
+        plan, claims = Plan(refused=lambda error: self._look(error, seen, looks)), Plan()
         level = (str(seen[0][0]), int(seen[0][1] or 0)) if seen else None
-        self._cycle.plan_claims(plan, monotonic(), 1, level)
+        self._cycle.plan_claims(claims, monotonic(), 1, level)
+        if claims.calls:
+            plan.add((statement("brief_locks"), ()), ignore)  # of what triggers of the user's look for
+            plan.extend(claims)
         return plan
 
     def _look(self, error: psycopg.Error, seen: list[Row] | None, looks: int) -> None:
@@ -163,6 +167,7 @@ class Refusals:
                     self._alone.appendleft((partial(self._claim, rows, looks + 1), None))
                 return
             if not claims.pass_over(rows[0]):
+                self._owed = 0  # until that second is over a claim behind it meets it again
                 return
             if self._blamed < _MOST_BLAMED:
                 self._owed, self._blamed = _CLAIMS, self._blamed + 1

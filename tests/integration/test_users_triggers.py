@@ -149,6 +149,8 @@ def test_refused_jobs_hold_up_no_consumer_that_blocks(app: Celery, database_url:
             while len(came) < 120:
                 connection.drain_events(timeout=15)
     assert sorted(came) == sorted("abc" * 40)
+    started = "select count(*) from job_queue where status = 'completed' and attempts = 1"
+    assert one(database_url, started) == 120, "each was started before it was delivered"
     assert rolled_back(database_url) < 200, "no busy loop"
 
 

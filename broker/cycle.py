@@ -166,13 +166,13 @@ class Cycle:
         for queue in self.claims.queues if level is None else [level[0]]:
             credit = self._credit(queue)
             groups.setdefault(limit if credit is None else min(credit, limit), []).append(queue)
-        for number, (credit, queues) in enumerate(groups.items()):
+        for credit, queues in groups.items():
             places = self.door.places(credit)
             if most < _MAX_BATCH:  # a claim of one is of one
                 places = places._replace(ahead=0)
             if not (places.limit or places.ahead):
                 continue
-            calls = self.claims.calls(places, queues, now, turn=number == 0 and most == _MAX_BATCH, level=level)
+            calls = self.claims.calls(places, queues, now, turn=not plan.calls and most == _MAX_BATCH, level=level)
             plan.durable = plan.durable or places.starts_once > 0
             plan.lazy = plan.lazy or not mere_look
             answers: list[list[Row]] = []

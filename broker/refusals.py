@@ -48,7 +48,7 @@ class Refusals:
         self._alone: deque[tuple[Callable[[], Plan], Flight | None]] = deque()
         self._aside: list[tuple[float, float, Flight]] = []  # when, the pause after it, what
         self._owed = self._blamed = 0  # claims of one that are still to be made, jobs found since the last claim of more
-        self._settles = False  # whether what is to be settled goes before the next of them
+        self._settles = False  # whether what else is to be said goes before the next of them
         #: Told (lease, error) of a job whose result is refused. True when the job has ended by that.
         self.on_result: Callable[[Lease, psycopg.Error], bool] = lambda *_: False
         identity().holders.add(self)
@@ -94,13 +94,14 @@ class Refusals:
             if plan.calls:
                 return plan
         cycle = self._cycle
-        if self._owed and not (cycle.settling or now >= cycle.next_duty or (self._settles and cycle.settlements)):
+        due = self._settles and (cycle.settlements or now >= cycle.next_duty)
+        if self._owed and not (cycle.settling or due):
             plan = self._claim()
             if plan.calls:
                 self._owed -= 1
                 self._settles = True
                 return plan
-        self._settles = False
+        self._settles = self._settles and cycle.settling
         return None
 
     def clear(self) -> None:

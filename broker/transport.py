@@ -226,9 +226,15 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Outside of a worker nobody else starts jobs: being delivered is being started."""
         if not self.cycle_.starts_on_delivery:
             return
-        dropped = self.start_now([message for _, message in self.cycle_.ready])
-        for delivery in [delivery for delivery in self.cycle_.ready if delivery[1] in dropped]:
-            self.cycle_.ready.remove(delivery)
+        ready = self.cycle_.ready
+        while True:
+            held = len(ready)
+            dropped = self.start_now([message for _, message in ready])
+            arrived = len(ready) > held  # while these were started: a claim that was on its way
+            for delivery in [delivery for delivery in ready if delivery[1] in dropped]:
+                ready.remove(delivery)
+            if not arrived:
+                return
 
     def start_now(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Start these claimed jobs. Returns those that must not be delivered: lost meanwhile, or come too late."""

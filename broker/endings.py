@@ -42,7 +42,7 @@ def tell_celery(app: Any, rows: list[Row]) -> None:
     for row in rows:
         id_, lease, task_id, task_name, error, envelope, payload, binary, queue, reply_to = row
         headers, (args, kwargs, embed), properties = decode_lost(
-            Columns(task_name, task_id, queue, reply_to), envelope, payload, binary)
+            Columns(task_name, task_id, queue, reply_to, payload), envelope, binary)
         job = properties["job"] = {"id": id_, "lease": lease, "task": task_name, "task_id": task_id}
         logger.log(logging.INFO if error == REVOKED else logging.ERROR, "%s (%s, job %s)", error, task_name, id_,
                    extra=Lease.of(job).about)

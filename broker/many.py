@@ -29,7 +29,9 @@ from celery_jobqueue.broker.enqueue import jobs_in
 from celery_jobqueue.broker.messages import check_size, is_json, storable, uuid7
 from celery_jobqueue.broker.publishing import arrays, send_as_made, send_safely
 from celery_jobqueue.broker.session import Call
+from celery_jobqueue.broker.shown import shown_by
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.usual import is_shortened, say_shown
 from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["enqueue_many"]
@@ -93,7 +95,7 @@ def _one_by_one(task: Any, pairs: list[_Pair], options: dict[str, Any]) -> list[
 
 
 def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
-    """Whether somebody wants to see each message before it is sent: then Celery makes each of them."""
+    """Whether somebody wants to see each message before it is sent, or to say what is seen: then Celery makes each of them."""
     conf, kind = task.app.conf, type(task)
     routes = conf.task_routes or []
     routes = routes if isinstance(routes, (list, tuple)) else [routes]
@@ -103,19 +105,22 @@ def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
         or not all(isinstance(route, dict) for route in routes)
         or kind.apply_async is not Task.apply_async
         or type(task.app.backend).on_task_call is not BaseBackend.on_task_call
-        or options.get("shadow") or kind.shadow_name is not Task.shadow_name)
+        or options.keys() & {"argsrepr", "kwargsrepr"} or options.get("shadow") or kind.shadow_name is not Task.shadow_name)
 
 
 class _Copier:
     """The row of one job as a text with gaps, which are filled for every job."""
 
-    def __init__(self, task: Any, mark: str, serializer: str, text: str, embed: Any, user: str | None, position: int | None,
-                 capped: bool, reads_user: bool) -> None:
+    def __init__(self, task: Any, mark: str, serializer: str, row: dict[str, Any], embed: Any, user: str | None,
+                 position: int | None, capped: bool, reads_user: bool) -> None:
         self.capped = capped
         self._check = task.__header__ if task.typing else None
         self._serializer, self._embed = serializer, embed
         self._user, self._position, self._reads_user = user, position, reads_user
-        self._gaps = re.sub(f"(ROW|USER|PAYLOAD|ARGS|KWARGS|ID)-{mark}", r"%(\1)s", text.replace("%", "%%"))
+        self._gaps = _with_gaps(row, mark)
+        envelope = loads(row["envelope"])
+        self._short = (_with_gaps({**row, "envelope": dumps(say_shown(envelope, f"SHOWN-{mark}"))}, mark)
+                       if is_shortened(envelope) else None)
 
     @classmethod
     def of(cls, task: Any, first: _Pair, options: dict[str, Any], conninfo: str) -> _Copier | None:
@@ -123,7 +128,7 @@ class _Copier:
         mark = str(uuid.uuid4())
         with collecting(conninfo) as jobs:
             task.apply_async(*first, task_id=f"ID-{mark}", **{
-                "argsrepr": f"ARGS-{mark}", "kwargsrepr": f"KWARGS-{mark}", **options, "add_to_parent": False})
+                **options, "argsrepr": f"ARGS-{mark}", "kwargsrepr": f"KWARGS-{mark}", "add_to_parent": False})
         [found] = jobs.kept()
         message, row = found.message, found.row
         if row is None or row["payload"] is None or "compression" in message["headers"]:
@@ -133,10 +138,9 @@ class _Copier:
         except (ValueError, TypeError, LookupError):
             return None
         known = message["properties"].get("user_id")
-        text = dumps({**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"})
-        text = text.replace(f'"USER-{mark}"', f"USER-{mark}").replace(f'"PAYLOAD-{mark}"', f"PAYLOAD-{mark}")
+        row = {**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"}
         serializer = options.get("serializer") or task.serializer or task.app.conf.task_serializer
-        return cls(task, mark, serializer, text, embed, storable(known, "user_id"), parameter_position(task.name, "user_id"),
+        return cls(task, mark, serializer, row, embed, storable(known, "user_id"), parameter_position(task.name, "user_id"),
                    "max_attempts" in row, known is None and is_json(message["content-type"]))
 
     def row(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -148,18 +152,25 @@ class _Copier:
         user = self._user
         if self._reads_user:
             user = storable(self._argument(args, kwargs), "user_id")
-        values = {
-            "ROW": str(uuid7()), "ID": task_id, "PAYLOAD": quoted(storable(payload, "the arguments") or ""),
-            "USER": "null" if user is None else quoted(user),
-            "ARGS": _inside(_shown(args)), "KWARGS": _inside(_shown(kwargs)),
-        }
-        return self._gaps % values
+        values = {"ROW": str(uuid7()), "ID": task_id, "PAYLOAD": quoted(storable(payload, "the arguments") or ""),
+                  "USER": "null" if user is None else quoted(user)}
+        argsrepr, kwargsrepr = _shown(args), _shown(kwargs)
+        if self._short is not None and (lengths := shown_by(payload, argsrepr, kwargsrepr)) is not None:
+            return self._short % {**values, "SHOWN": quoted(dumps(lengths))[1:-1]}
+        return self._gaps % {**values, "ARGS": _inside(argsrepr), "KWARGS": _inside(kwargsrepr)}
 
     def _argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         if "user_id" in kwargs:
             return kwargs["user_id"]
         position = self._position
         return args[position] if position is not None and position < len(args) else None
+
+
+def _with_gaps(row: dict[str, Any], mark: str) -> str:
+    """The row as JSON for the operator %, with gaps where its marks are; what is no text has lost its quotes."""
+    text = dumps(row).replace("%", "%%")
+    text = re.sub(rf'\\?"(USER|PAYLOAD|SHOWN)-{mark}\\?"', r"%(\1)s", text)
+    return re.sub(f"(ROW|ARGS|KWARGS|ID)-{mark}", r"%(\1)s", text)
 
 
 def _inside(text: str) -> str:

@@ -108,7 +108,7 @@ def encode_job(message: dict[str, Any], queue: str, scale: str) -> dict[str, Any
         "payload": payload,
         "payload_base64": binary,
     }
-    row["envelope"] = _envelope(message, Columns(row["task_name"], row["task_id"], row["queue"], row["reply_to"]))
+    row["envelope"] = _envelope(message, Columns(row["task_name"], row["task_id"], row["queue"], row["reply_to"], payload))
     cap = properties.get("max_attempts")
     if cap is None and row["task_name"]:
         cap = task_option(row["task_name"], "max_attempts")
@@ -144,7 +144,7 @@ def decode_job(row: Row, parts: Any = None) -> dict[str, Any]:
     """
     (id_, lease, queue, priority, attempts, max_attempts, redelivered, task_name, task_id, expires, reply_to, envelope,
      payload, binary, _, suspect, start) = row
-    message = _message(envelope, payload, binary, Columns(task_name, task_id, queue, reply_to), parts)
+    message = _message(envelope, payload, binary, Columns(task_name, task_id, queue, reply_to, payload), parts)
     headers, properties = message["headers"], message["properties"]
     expiry = _expiry(expires)
     if envelope is None and task_name is not None:  # enqueued from SQL
@@ -182,13 +182,13 @@ def encode_transient(message: dict[str, Any]) -> tuple[str, str | None, bytes | 
     return _envelope(message), None, body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)
 
 
-def decode_lost(columns: Columns, envelope: str | None, payload: str | None, binary: str | None) -> tuple[
+def decode_lost(columns: Columns, envelope: str | None, binary: str | None) -> tuple[
         dict[str, Any], tuple[list[Any], dict[str, Any], dict[str, Any]], dict[str, Any]]:
     """(headers, (args, kwargs, embed), properties) of a job that will not run any more, as far as they can be read."""
     try:
-        message = _message(envelope, payload, binary, columns)
+        message = _message(envelope, columns.payload, binary, columns)
     except (ValueError, RecursionError):  # written by hand; the columns tell enough
-        message = {"headers": {}, "properties": {}, "body": payload}
+        message = {"headers": {}, "properties": {}, "body": columns.payload}
     args, kwargs = _arguments(message["body"])
     try:
         embed = json.loads(message["body"])[2]

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Columns", "left_out", "put_back"]
+from celery_jobqueue.broker.shown import put_back_shown, shown_by
+
+__all__ = ["Columns", "is_shortened", "left_out", "put_back", "say_shown"]
 
 #: Stands in an envelope that has something left out: the number of the list below. Whoever changes the list gives it the next
 #: number and reads both, and does not write the new one before all workers can read it: a job that cannot be read fails.
 _MARK, _LIST = "usual", 1
+#: Stands beside it when the body shows what these headers say; who does not know it has no text to show, and that is all.
+_SHOWN, _REPRS = "shown", ("argsrepr", "kwargsrepr")
 #: What Celery's clients say of a job about which nothing was asked (celery/app/amqp.py, as_task_v2; kombu/messaging.py and
 #: kombu/transport/virtual/base.py for the properties). jobqueue.revoke() looks for an `ignore_result` that is true.
 _HEADERS: dict[str, Any] = {
@@ -36,6 +40,7 @@ class Columns(NamedTuple):
     task_id: str | None
     queue: str | None
     reply_to: str | None
+    payload: str | None
 
 
 def left_out(headers: Mapping[str, Any], properties: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
@@ -46,13 +51,25 @@ def left_out(headers: Mapping[str, Any], properties: Mapping[str, Any], columns:
     parts: dict[str, Any] = {_MARK: _LIST, "headers": _unusual(headers, usual_headers)}
     if unusual := _unusual(properties, usual_properties):
         parts["properties"] = unusual
-    return parts
+    lengths = shown_by(columns.payload, *map(headers.get, _REPRS))
+    return parts if lengths is None else say_shown(parts, lengths)
+
+
+def is_shortened(parts: Mapping[str, Any]) -> bool:
+    """Whether something is left out of the envelope."""
+    return _MARK in parts
+
+
+def say_shown(parts: dict[str, Any], lengths: Any) -> dict[str, Any]:
+    """The envelope of shortened headers, with how much of the body it is that Celery shows of the arguments, in their place."""
+    headers = {key: value for key, value in parts["headers"].items() if key not in _REPRS}
+    return {**parts, "headers": headers, _SHOWN: lengths}
 
 
 def put_back(parts: Mapping[str, Any], columns: Columns) -> _Parts:
     """(headers, properties) as they were published, for what an envelope holds: two JSON objects, as the caller has seen.
 
-    Raises ValueError when a later version has left out something else.
+    Raises ValueError when a later version has left out something else, or `shown` was edited.
     """
     headers, properties = parts.get("headers") or {}, parts.get("properties") or {}
     if (number := parts.get(_MARK)) is None:
@@ -61,11 +78,13 @@ def put_back(parts: Mapping[str, Any], columns: Columns) -> _Parts:
         raise ValueError(
             f"{_MARK} in the envelope is {number!r:.100}, not {_LIST}: a later version of celery-jobqueue wrote it")
     usual_headers, usual_properties = _usual(columns)
+    if (lengths := parts.get(_SHOWN)) is not None:
+        usual_headers.update(zip(_REPRS, put_back_shown(lengths, columns.payload), strict=True))
     return {**usual_headers, **headers}, {**usual_properties, **properties}
 
 
 def _usual(columns: Columns) -> _Parts:
-    task_name, task_id, queue, reply_to = columns
+    task_name, task_id, queue, reply_to, _ = columns
     # Lists and dictionaries are each message's own.
     return (
         {**_HEADERS, "timelimit": [None, None], "stamps": {}, "task": task_name, "id": task_id, "root_id": task_id},

@@ -99,7 +99,7 @@ def _why_not_cancelled(job: Job) -> str:
 def _cancel(store: JobStore, row: Row, running: bool) -> bool:
     id, task_id, task_name, envelope, payload, binary, queue, reply_to = row
     headers, (args, kwargs, embed), properties = decode_lost(
-        Columns(task_name, task_id, queue, reply_to), envelope, payload, binary)
+        Columns(task_name, task_id, queue, reply_to, payload), envelope, binary)
     request = Context(headers, **{
         "id": task_id, "task": task_name, "args": args, "kwargs": kwargs, "properties": properties,
         "delivery_info": properties.get("delivery_info") or {}, **embed})

@@ -182,8 +182,10 @@ class JobStore:
         if not rows:
             raise UnknownJob(f"no job has the id {id!r}")
         row: Document = json.loads(rows[0][0] or "{}")
-        message, columns = _parsed(row["payload"]), Columns(row["task_name"], row["task_id"], row["queue"], row.pop("reply_to"))
-        headers, _, _ = decode_lost(columns, row.pop("envelope"), row.pop("payload"), None)
+        payload, reply_to = row.pop("payload"), row.pop("reply_to")
+        columns = Columns(row["task_name"], row["task_id"], row["queue"], reply_to, payload)
+        headers, _, _ = decode_lost(columns, row.pop("envelope"), None)
+        message = _parsed(payload)
         row["args"], row["kwargs"], row["embed"] = message if _is_message(message) else (None, None, None)
         row["args_repr"], row["kwargs_repr"] = headers.get("argsrepr"), headers.get("kwargsrepr")
         for name in ("root_id", "parent_id", "group", "retries", "origin"):

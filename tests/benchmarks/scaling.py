@@ -1,4 +1,4 @@
-"""Several workers on one queue: whether they get in each other's way, and what their sessions wait for meanwhile."""
+"""Several workers on one queue: whether they get in each other's way, what of, and what their sessions wait for meanwhile."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
+import psutil
 import psycopg
 
 from tests.benchmarks.contenders import Contender
+from tests.benchmarks.processes import Meter
 from tests.benchmarks.running import Measured, Plan, scenario
 from tests.benchmarks.workers import Bench
 
 _ACTIVE = """
-select coalesce(wait_event_type, 'running') from pg_stat_activity
+select coalesce(wait_event_type || ' ' || wait_event, 'running') from pg_stat_activity
  where datname = current_database() and backend_type = 'client backend' and state = 'active' and pid <> pg_backend_pid()
 """
 
 
 @scenario("scaling", contenders="ours,rabbitmq", cases="1,2,4,8")
 def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
-    """Jobs per second of so many workers with one process each (`solo`); they share this machine's processors."""
+    """Jobs per second of so many workers with one process each (`solo`), and the processors' time that each job takes: they share
+    this machine's.
+    """
     for case in plan.cases:
         bench = plan.bench(contender)
         bench.variant = replace(plan.variant, pool="solo")
@@ -39,9 +43,16 @@ def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
             finally:
                 for worker in workers:
                     worker.send_signal(signal.SIGCONT)
+            meters, server = [Meter(worker.pid) for worker in workers], Meter(contender.server)
+            before = psutil.cpu_times()
             waits = _watch(bench, lambda bench=bench, jobs=jobs: len(bench.journal) >= jobs)
+            idle, used = psutil.cpu_times().idle - before.idle, (sum(meter.seconds() for meter in meters), server.seconds())
+            whole = sum(psutil.cpu_times()) - sum(before)
         bench.check_drained(jobs)
         yield Measured("jobs/s", bench.journal.rate(), f"{case} workers")
+        yield Measured("µs workers/job", used[0] / jobs * 1e6, f"{case} workers")
+        yield Measured("µs server/job", used[1] / jobs * 1e6, f"{case} workers")
+        yield Measured("% of processors idle", 100 * idle / whole, f"{case} workers")
         yield from [Measured(f"% of active sessions {what}", 100 * number / waits.total(), f"{case} workers")
                     for what, number in waits.most_common(4)]
 

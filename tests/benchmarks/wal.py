@@ -78,7 +78,7 @@ def _message(conn: Connection) -> tuple[str, str]:
     row = conn.execute("select task_name, task_id, queue, reply_to, envelope, payload from job_queue limit 1").fetchone()
     assert row
     *columns, envelope, payload = map(str, row)
-    headers, properties = put_back(json.loads(envelope), Columns(*columns))
+    headers, properties = put_back(json.loads(envelope), Columns(*columns, payload))
     return json.dumps({"headers": headers, "properties": properties, "content-type": "application/json",
                        "content-encoding": "utf-8"}), payload
 

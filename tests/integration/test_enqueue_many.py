@@ -47,7 +47,7 @@ def comparable(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("call", [
     ("plain", 1), ('"quoted" \\ and % and %(ID)s and \u00e4\U0001f600', 2.5), ({"deep": [1, {"x": None}]},), ("x" * 3000, -1),
-    {"text": "by name", "user_id": "somebody"}, {"text": ["ARGS", "ROW"], "number": 3}])
+    {"text": "by name", "user_id": "somebody"}, {"text": ["ARGS", "ROW"], "number": 3}, ("it's", None), ([1] * 900, True)])
 def test_what_is_stored_is_what_apply_async_stores(call: Any, many: Any, database_url: str) -> None:
     args, kwargs = ((), call) if isinstance(call, dict) else (call, {})
     many.apply_async(args, kwargs, **OPTIONS)
@@ -56,6 +56,15 @@ def test_what_is_stored_is_what_apply_async_stores(call: Any, many: Any, databas
     assert comparable(together) == comparable(alone)
     assert together["task_id"] == results[1].id
     assert (together["max_attempts"], together["priority"], together["queue"]) == (7, 2, "bulk")
+
+
+@pytest.mark.parametrize("options", [
+    {"argsrepr": "('x', 1)"}, {"argsrepr": "('x', 1)", "kwargsrepr": "{}"}, {"kwargsrepr": "<>"}])
+def test_what_is_to_be_shown_is_shown(options: dict[str, Any], many: Any, database_url: str) -> None:
+    many.apply_async(("another", 2), {}, **OPTIONS, **options)
+    enqueue_many(many, [("x", 1), ("another", 2)], **OPTIONS, **options)
+    alone, _, together = rows(database_url, "select * from job_queue order by id")
+    assert comparable(together) == comparable(alone)
 
 
 def test_thousands_are_one_transaction_in_their_order(many: Any, database_url: str) -> None:

@@ -127,7 +127,7 @@ def rows_read_together_are_what_each_is_alone(texts: list[str | None]) -> None:
 @given(envelope=ENVELOPES, payload=_PAYLOADS, binary=_BINARIES)
 def the_end_of_any_job_can_be_told(envelope: str | None, payload: str | None, binary: str | None) -> None:
     """Never raises: the job has ended already, and others wait to be told of theirs."""
-    headers, (args, kwargs, embed), properties = decode_lost(Columns(None, "task", "q", None), envelope, payload, binary)
+    headers, (args, kwargs, embed), properties = decode_lost(Columns(None, "task", "q", None, payload), envelope, binary)
     assert isinstance(headers, dict)
     assert isinstance(properties, dict)
     assert isinstance(args, list)

@@ -63,6 +63,7 @@ def test_a_message_is_the_same_again(headers: dict[str, Any], properties: dict[s
 def test_what_celery_publishes_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails after an upgrade, Celery's clients send other headers, and broker/usual.py has to follow."""
     sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(Channel, "body_encoding", None)  # as in ours
     monkeypatch.setattr(Channel, "_put", lambda _self, _queue, message, **_: sent.append(message))
     app = Celery("usual", broker="memory://", set_as_current=False)
 
@@ -74,10 +75,17 @@ def test_what_celery_publishes_is_shortened(monkeypatch: pytest.MonkeyPatch) -> 
     app.close()
     plain, special = (json.loads(encode_job(message, "celery", "jobs")["envelope"]) for message in sent)
     assert plain == {
-        "usual": 1, "headers": {"argsrepr": "()", "kwargsrepr": "{}", "origin": sent[0]["headers"]["origin"]}}
+        "usual": 1, "headers": {"origin": sent[0]["headers"]["origin"]}, "shown": [0, 0]}
     assert special["properties"] == {
         "reply_to": sent[1]["properties"]["reply_to"], "priority": 3, "expiration": sent[1]["properties"]["expiration"]}
     assert special["headers"].keys() == {*plain["headers"], "expires", "ignore_result"}
+
+
+def test_a_job_is_shown_as_celery_has_said() -> None:
+    message = published({**_USUAL_HEADERS, "argsrepr": "('it',)", "kwargsrepr": "{'n': 7}"}, dict(_USUAL_PROPERTIES))
+    row = encode_job({**message, "body": '[["it"], {"n": 7}, {}]'}, _QUEUE, "jobs")
+    assert json.loads(row["envelope"]) == {"usual": 1, "headers": {}, "shown": [4, 6, ",)", "}"]}
+    assert decode_job(claimed_row(row))["headers"] == message["headers"]
 
 
 def test_columns_that_were_edited_win() -> None:

@@ -8,6 +8,7 @@ others differ from it in their ids, arguments and what is shown of these. What i
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from celery.app.task import Task
 from celery.backends.base import BaseBackend
 from celery.utils.saferepr import saferepr
 from kombu import serialization
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import loads
 
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.collector import collected, collecting
@@ -40,7 +41,8 @@ _Pair = tuple[tuple[Any, ...], dict[str, Any]]
 _PLAIN = (int, str, float, bool, type(None))  # repr() of a few of them is mostly what saferepr() makes, twenty times faster
 #: Jobs that the server inserts while the next ones are made. Those of one statement take it 5 ms, which hides a round trip.
 _PART = 250
-_SHOWN = 100  # characters up to which that is so for certain
+_SHORT = 100  # characters up to which that is so for certain
+_REPRS = ("argsrepr", "kwargsrepr")
 
 
 def enqueue_many(task: Any, calls: Iterable[tuple[Any, ...] | list[Any] | Mapping[str, Any]], **options: Any) -> list[Any]:
@@ -95,7 +97,7 @@ def _one_by_one(task: Any, pairs: list[_Pair], options: dict[str, Any]) -> list[
 
 
 def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
-    """Whether somebody wants to see each message before it is sent, or to say what is seen: then Celery makes each of them."""
+    """Whether somebody wants to see each message before it is sent: then Celery makes each of them."""
     conf, kind = task.app.conf, type(task)
     routes = conf.task_routes or []
     routes = routes if isinstance(routes, (list, tuple)) else [routes]
@@ -105,21 +107,26 @@ def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
         or not all(isinstance(route, dict) for route in routes)
         or kind.apply_async is not Task.apply_async
         or type(task.app.backend).on_task_call is not BaseBackend.on_task_call
-        or options.keys() & {"argsrepr", "kwargsrepr"} or options.get("shadow") or kind.shadow_name is not Task.shadow_name)
+        or not all(isinstance(options.get(name), (str, type(None))) for name in _REPRS)
+        or options.get("shadow") or kind.shadow_name is not Task.shadow_name)
 
 
 class _Copier:
     """The row of one job as a text with gaps, which are filled for every job."""
 
-    def __init__(self, task: Any, mark: str, serializer: str, row: dict[str, Any], embed: Any, user: str | None,
-                 position: int | None, capped: bool, reads_user: bool) -> None:
-        self.capped = capped
+    def __init__(self, task: Any, mark: str, message: dict[str, Any], row: dict[str, Any], options: dict[str, Any]) -> None:
+        conf, known = task.app.conf, message["properties"].get("user_id")
+        self.capped = "max_attempts" in row
         self._check = task.__header__ if task.typing else None
-        self._serializer, self._embed = serializer, embed
-        self._user, self._position, self._reads_user = user, position, reads_user
+        self._serializer = options.get("serializer") or task.serializer or conf.task_serializer
+        self._embed = loads(row["payload"])[2]
+        self._user, self._reads_user = storable(known, "user_id"), known is None and is_json(message["content-type"])
+        self._position = parameter_position(task.name, "user_id")
+        self._said, self._levels = [options.get(name) for name in _REPRS], conf.task_repr_maxlevels
+        row = {**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"}
         self._gaps = _with_gaps(row, mark)
-        envelope = loads(row["envelope"])
-        self._short = (_with_gaps({**row, "envelope": dumps(say_shown(envelope, f"SHOWN-{mark}"))}, mark)
+        envelope = json.loads(row["envelope"])
+        self._short = (_with_gaps({**row, "envelope": json.dumps(say_shown(envelope, f"SHOWN-{mark}"))}, mark)
                        if is_shortened(envelope) else None)
 
     @classmethod
@@ -131,17 +138,12 @@ class _Copier:
                 **options, "argsrepr": f"ARGS-{mark}", "kwargsrepr": f"KWARGS-{mark}", "add_to_parent": False})
         [found] = jobs.kept()
         message, row = found.message, found.row
-        if row is None or row["payload"] is None or "compression" in message["headers"]:
+        if row is None or row["payload"] is None or not isinstance(message["body"], str) or "compression" in message["headers"]:
             return None
         try:
-            embed = loads(row["payload"])[2]
-        except (ValueError, TypeError, LookupError):
+            return cls(task, mark, message, row, options)
+        except (ValueError, TypeError, LookupError):  # the body is no JSON that has these three parts
             return None
-        known = message["properties"].get("user_id")
-        row = {**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"}
-        serializer = options.get("serializer") or task.serializer or task.app.conf.task_serializer
-        return cls(task, mark, serializer, row, embed, storable(known, "user_id"), parameter_position(task.name, "user_id"),
-                   "max_attempts" in row, known is None and is_json(message["content-type"]))
 
     def row(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The job's row as jobqueue.publish() takes it. Raises TypeError, InvalidJob."""
@@ -154,9 +156,10 @@ class _Copier:
             user = storable(self._argument(args, kwargs), "user_id")
         values = {"ROW": str(uuid7()), "ID": task_id, "PAYLOAD": quoted(storable(payload, "the arguments") or ""),
                   "USER": "null" if user is None else quoted(user)}
-        argsrepr, kwargsrepr = _shown(args), _shown(kwargs)
-        if self._short is not None and (lengths := shown_by(payload, argsrepr, kwargsrepr)) is not None:
-            return self._short % {**values, "SHOWN": quoted(dumps(lengths))[1:-1]}
+        argsrepr, kwargsrepr = (self._shown(it) if said is None else said
+                                for it, said in zip((args, kwargs), self._said, strict=True))
+        if self._short is not None and (place := shown_by(payload, argsrepr, kwargsrepr)) is not None:
+            return self._short % {**values, "SHOWN": quoted(json.dumps(place))[1:-1]}
         return self._gaps % {**values, "ARGS": _inside(argsrepr), "KWARGS": _inside(kwargsrepr)}
 
     def _argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
@@ -165,10 +168,19 @@ class _Copier:
         position = self._position
         return args[position] if position is not None and position < len(args) else None
 
+    def _shown(self, arguments: Any) -> str:
+        """What Celery shows of arguments in events and logs."""
+        values = arguments.values() if isinstance(arguments, dict) else arguments
+        if len(arguments) < 10 and all(type(value) in _PLAIN for value in values):
+            text = repr(arguments)
+            if len(text) < _SHORT and text.isascii() and not ('"' in text or "\\" in text):
+                return text
+        return str(saferepr(arguments, 1024, maxlevels=self._levels))
+
 
 def _with_gaps(row: dict[str, Any], mark: str) -> str:
     """The row as JSON for the operator %, with gaps where its marks are; what is no text has lost its quotes."""
-    text = dumps(row).replace("%", "%%")
+    text = json.dumps(row).replace("%", "%%")
     text = re.sub(rf'\\?"(USER|PAYLOAD|SHOWN)-{mark}\\?"', r"%(\1)s", text)
     return re.sub(f"(ROW|ARGS|KWARGS|ID)-{mark}", r"%(\1)s", text)
 
@@ -176,13 +188,3 @@ def _with_gaps(row: dict[str, Any], mark: str) -> str:
 def _inside(text: str) -> str:
     """A text inside of a JSON string that is inside of a JSON string."""
     return quoted(quoted(text)[1:-1])[1:-1]
-
-
-def _shown(arguments: tuple[Any, ...] | dict[str, Any]) -> str:
-    """What Celery shows of arguments in events and logs."""
-    values = arguments.values() if isinstance(arguments, dict) else arguments
-    if len(arguments) < 10 and all(type(value) in _PLAIN for value in values):
-        text = repr(arguments)
-        if len(text) < _SHOWN and text.isascii() and not ('"' in text or "\\" in text):
-            return text
-    return str(saferepr(arguments, 1024))

@@ -16,7 +16,8 @@ __all__ = ["Columns", "is_shortened", "left_out", "put_back", "say_shown"]
 #: Stands in an envelope that has something left out: the number of the list below. Whoever changes the list gives it the next
 #: number and reads both, and does not write the new one before all workers can read it: a job that cannot be read fails.
 _MARK, _LIST = "usual", 1
-#: Stands beside it when the body shows what these headers say; who does not know it has no text to show, and that is all.
+#: Stands beside it when the body shows what these headers say (broker/shown.py). A worker of 2026-11-30 that is older than this
+#: does not put them back, and its logs have the arguments whole.
 _SHOWN, _REPRS = "shown", ("argsrepr", "kwargsrepr")
 #: What Celery's clients say of a job about which nothing was asked (celery/app/amqp.py, as_task_v2; kombu/messaging.py and
 #: kombu/transport/virtual/base.py for the properties). jobqueue.revoke() looks for an `ignore_result` that is true.
@@ -51,8 +52,8 @@ def left_out(headers: Mapping[str, Any], properties: Mapping[str, Any], columns:
     parts: dict[str, Any] = {_MARK: _LIST, "headers": _unusual(headers, usual_headers)}
     if unusual := _unusual(properties, usual_properties):
         parts["properties"] = unusual
-    lengths = shown_by(columns.payload, *map(headers.get, _REPRS))
-    return parts if lengths is None else say_shown(parts, lengths)
+    place = shown_by(columns.payload, *map(headers.get, _REPRS))
+    return parts if place is None else say_shown(parts, place)
 
 
 def is_shortened(parts: Mapping[str, Any]) -> bool:
@@ -60,10 +61,10 @@ def is_shortened(parts: Mapping[str, Any]) -> bool:
     return _MARK in parts
 
 
-def say_shown(parts: dict[str, Any], lengths: Any) -> dict[str, Any]:
-    """The envelope of shortened headers, with how much of the body it is that Celery shows of the arguments, in their place."""
+def say_shown(parts: dict[str, Any], place: Any) -> dict[str, Any]:
+    """A shortened envelope that says where the body shows the arguments, and no longer what is shown."""
     headers = {key: value for key, value in parts["headers"].items() if key not in _REPRS}
-    return {**parts, "headers": headers, _SHOWN: lengths}
+    return {**parts, "headers": headers, _SHOWN: place}
 
 
 def put_back(parts: Mapping[str, Any], columns: Columns) -> _Parts:
@@ -78,8 +79,8 @@ def put_back(parts: Mapping[str, Any], columns: Columns) -> _Parts:
         raise ValueError(
             f"{_MARK} in the envelope is {number!r:.100}, not {_LIST}: a later version of celery-jobqueue wrote it")
     usual_headers, usual_properties = _usual(columns)
-    if (lengths := parts.get(_SHOWN)) is not None:
-        usual_headers.update(zip(_REPRS, put_back_shown(lengths, columns.payload), strict=True))
+    if (place := parts.get(_SHOWN)) is not None:
+        usual_headers.update(zip(_REPRS, put_back_shown(place, columns.payload), strict=True))
     return {**usual_headers, **headers}, {**usual_properties, **properties}
 
 

@@ -40,25 +40,25 @@ def measure(plan: Plan, contender: Contender) -> Iterator[Measured]:
                 worker.send_signal(signal.SIGSTOP)
             try:
                 bench.fill(jobs)
+                meters, server = [Meter(worker.pid) for worker in workers], Meter(contender.server)
+                psutil.cpu_times_percent()
             finally:
                 for worker in workers:
                     worker.send_signal(signal.SIGCONT)
-            meters, server = [Meter(worker.pid) for worker in workers], Meter(contender.server)
-            before = psutil.cpu_times()
             waits = _watch(bench, lambda bench=bench, jobs=jobs: len(bench.journal) >= jobs)
-            idle, used = psutil.cpu_times().idle - before.idle, (sum(meter.seconds() for meter in meters), server.seconds())
-            whole = sum(psutil.cpu_times()) - sum(before)
+            processors = psutil.cpu_times_percent()
+            times = sum(meter.seconds() for meter in meters), server.seconds()
         bench.check_drained(jobs)
         yield Measured("jobs/s", bench.journal.rate(), f"{case} workers")
-        yield Measured("µs workers/job", used[0] / jobs * 1e6, f"{case} workers")
-        yield Measured("µs server/job", used[1] / jobs * 1e6, f"{case} workers")
-        yield Measured("% of processors idle", 100 * idle / whole, f"{case} workers")
+        yield Measured("µs workers/job", times[0] / jobs * 1e6, f"{case} workers")
+        yield Measured("µs server/job", times[1] / jobs * 1e6, f"{case} workers")
+        yield Measured("% of processors idle", processors.idle + processors.iowait, f"{case} workers")
         yield from [Measured(f"% of active sessions {what}", 100 * number / waits.total(), f"{case} workers")
                     for what, number in waits.most_common(4)]
 
 
 def _watch(bench: Bench, over: Callable[[], bool]) -> Counter[str]:
-    """What active sessions did, in samples until it is over: `running`, or the kind of event that they waited for."""
+    """What active sessions did, in samples until it is over: `running`, or the event that they waited for."""
     seen: Counter[str] = Counter()
     deadline = time.monotonic() + 240
     with psycopg.connect(bench.contender.database, autocommit=True) if bench.contender.database else nullcontext() as conn:

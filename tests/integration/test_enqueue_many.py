@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from celery import Celery, signals
+from kombu import serialization
 
 from celery_jobqueue.broker import enqueue_many, jobs_in
 from celery_jobqueue.db.errors import InvalidJob
@@ -59,11 +60,42 @@ def test_what_is_stored_is_what_apply_async_stores(call: Any, many: Any, databas
 
 
 @pytest.mark.parametrize("options", [
-    {"argsrepr": "('x', 1)"}, {"argsrepr": "('x', 1)", "kwargsrepr": "{}"}, {"kwargsrepr": "<>"}])
+    {"argsrepr": "('x', 1)"}, {"argsrepr": "('x', 1)", "kwargsrepr": "{}"}, {"kwargsrepr": "<>"}, {"argsrepr": 5}])
 def test_what_is_to_be_shown_is_shown(options: dict[str, Any], many: Any, database_url: str) -> None:
     many.apply_async(("another", 2), {}, **OPTIONS, **options)
     enqueue_many(many, [("x", 1), ("another", 2)], **OPTIONS, **options)
     alone, _, together = rows(database_url, "select * from job_queue order by id")
+    assert comparable(together) == comparable(alone)
+
+
+@pytest.mark.parametrize("value", [
+    {"__type__": "base64", "__value__": "YWJj"}, {"__type__": "no such", "__value__": 1},
+    {"__type__": "uuid", "__value__": {"hex": "0" * 32, "version": 4}}])
+def test_what_looks_like_a_value_of_kombus_stays_as_it_is(value: dict[str, Any], many: Any, database_url: str) -> None:
+    options = {**OPTIONS, "headers": {"tenant": value}}
+    many.apply_async(("x",), {}, **options)
+    enqueue_many(many, [("x",)], **options)
+    alone, together = rows(database_url, "select * from job_queue order by id")
+    assert comparable(together) == comparable(alone)
+
+
+def test_a_serializer_may_return_bytes(many: Any, database_url: str) -> None:
+    serialization.register("compact", lambda value: json.dumps(value, separators=(",", ":")).encode(), json.loads,
+                           "application/json", "utf-8")
+    try:
+        enqueue_many(many, [("x", 1), ("y", 2)], **OPTIONS, serializer="compact")
+    finally:
+        serialization.unregister("compact")
+    assert [json.loads(row["payload"])[0] for row in rows(database_url, "select * from job_queue order by id")] == [
+        ["x", 1], ["y", 2]]
+
+
+@pytest.mark.parametrize("levels", [1, 5])
+def test_as_deep_as_celery_shows_it(levels: int, many: Any, database_url: str) -> None:
+    many.app.conf.task_repr_maxlevels = levels
+    many.apply_async(([[[[[1]]]]],), {}, **OPTIONS)
+    enqueue_many(many, [([[[[[1]]]]],)], **OPTIONS)
+    alone, together = rows(database_url, "select * from job_queue order by id")
     assert comparable(together) == comparable(alone)
 
 

@@ -49,8 +49,10 @@ _MESSAGES = st.fixed_dictionaries({
     "content-type": st.sampled_from(["application/json", "application/x-python-serialize", "", "text/\0"]),
     "content-encoding": st.sampled_from(["utf-8", "binary", "no such"])})
 #: Envelopes and payloads as a hand may leave them in a row.
-_PARTS = st.sampled_from(["headers", "properties", "content-type", "content-encoding", "delivery_info"])
+_PARTS = st.sampled_from(["headers", "properties", "content-type", "content-encoding", "delivery_info", "usual", "shown"])
+_PLACES = st.one_of(JSON, st.lists(st.one_of(st.integers(-1, 2000), st.sampled_from([")", "...'}"])), max_size=6))
 ENVELOPES = st.one_of(st.none(), NAMES, JSON.map(json.dumps), st.dictionaries(_PARTS, JSON, max_size=4).map(json.dumps),
+                      st.fixed_dictionaries({"usual": st.just(1), "shown": _PLACES}).map(json.dumps),
                       st.fixed_dictionaries({"properties": st.dictionaries(_PARTS, JSON, max_size=3)}).map(json.dumps),
                       st.just('{"a":' * 2000))
 _PAYLOADS = st.one_of(st.none(), NAMES, JSON.map(json.dumps), st.just("[" * 4000))

@@ -22,8 +22,10 @@ __all__ = ["Duties", "Plan", "ignore"]
 #: Seconds between two counts of the own jobs, and how long after a lost connection a claim may still arrive: libpq's
 #: tcp_user_timeout ends what was sent and not received after 30 s.
 _COUNT, _LATE = 2.0, 120.0
-#: Seconds that the clean-up may come early, to share a batch with others.
-_COMPANY = 0.5
+#: Seconds that the clean-up may come early, to share a batch with others; and a sign of life, to share the statement that its
+#: transaction need not wait for the disk. Queues are touched when there is one for the others. When each went alone, an idle
+#: worker ran 2.13 statements/s.
+_COMPANY, _EARLY = 0.5, 4.0
 #: So many jobs deleted or emptied by one step of the clean-up mean that more lie there, and the next step comes after so many
 #: seconds. The server lets nobody step sooner than two seconds after the last, whoever that was.
 _MANY, _SOON = 300, 2.0 + _COMPANY
@@ -146,20 +148,23 @@ class Duties:
     def plan(self, plan: Plan, now: float) -> None:
         """Put in what is due at this moment."""
         options = self.options
+        retires = self.owns_jobs and not self.starts_on_delivery and now >= self.retire_at - _COMPANY
+        beats = self.owns_jobs and now >= self.heartbeat_at
+        touches = bool(self._transient) and (now >= self.touch_at or retires or beats)
         if self.owns_jobs:
-            self.plan_registration(plan, now)
+            self.plan_registration(plan, now, _EARLY if retires or touches else 0.0)
             if now >= self.rescue_at:
                 self.rescue_at = now + options.rescue
                 plan.add((statement("rescue"), (identity().id, interval(options.grace))), self._take_lost)
             if now >= self._count_at:
                 self._count_at = now + _COUNT if now < self._count_until else inf
                 plan.add((statement("owned"), (identity().id,)), self._take_owned)
-            if not self.starts_on_delivery and now >= self.retire_at - _COMPANY:
+            if retires:
                 self.retire_at = now + options.retire
                 plan.lazy = True
                 plan.add((statement("retire"), tuple(map(interval, (
                     options.keep_completed, options.keep_failed, *self.expiries)))), self._take_retired)
-        if self._transient and now >= self.touch_at:
+        if touches:
             self.touch_at = now + options.touch
             plan.lazy = True
             plan.add((statement("touch"), (text_array(self._transient),)), self._take_missing)
@@ -170,13 +175,13 @@ class Duties:
             self.reap_at = now + options.reap
             plan.add((statement("reap"), ()), ignore)
 
-    def plan_registration(self, plan: Plan, now: float) -> None:
-        """Become a known owner of jobs, and stay one."""
+    def plan_registration(self, plan: Plan, now: float, early: float = 0.0) -> None:
+        """Become a known owner of jobs, and stay one. early: seconds that a sign of life may come before it is due."""
         options, me = self.options, identity()
         if not options.pooled and me.lock_holder is None and now >= self.lock_at:
             self.lock_at = now + 1.0  # after a cut the server may still believe in our old session
             plan.add((statement("hold_lock"), (me.id,)), self._take_lock)
-        if now >= self.heartbeat_at or self._idle_told != self._claims.idle:
+        if now >= self.heartbeat_at - early or self._idle_told != self._claims.idle:
             self.heartbeat_at = now + options.heartbeat
             self._idle_told = self._claims.idle
             plan.lazy = True

@@ -21,7 +21,6 @@ from celery.app.task import Task
 from celery.backends.base import BaseBackend
 from celery.utils.saferepr import saferepr
 from kombu import serialization
-from kombu.utils.json import loads
 
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.collector import collected, collecting
@@ -32,7 +31,7 @@ from celery_jobqueue.broker.publishing import arrays, send_as_made, send_safely
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.shown import shown_by
 from celery_jobqueue.broker.sql import statement
-from celery_jobqueue.broker.usual import is_shortened, say_shown
+from celery_jobqueue.broker.usual import is_shortened, say_it_all, say_shown
 from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["enqueue_many"]
@@ -114,35 +113,37 @@ def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
 class _Copier:
     """The row of one job as a text with gaps, which are filled for every job."""
 
-    def __init__(self, task: Any, mark: str, message: dict[str, Any], row: dict[str, Any], options: dict[str, Any]) -> None:
-        conf, known = task.app.conf, message["properties"].get("user_id")
+    def __init__(self, task: Any, mark: str, first: _Pair, message: dict[str, Any], row: dict[str, Any],
+                 options: dict[str, Any]) -> None:
+        conf, amqp, known = task.app.conf, task.app.amqp, message["properties"].get("user_id")
         self.capped = "max_attempts" in row
         self._check = task.__header__ if task.typing else None
         self._serializer = options.get("serializer") or task.serializer or conf.task_serializer
-        self._embed = loads(row["payload"])[2]
+        self._embed = json.loads(row["payload"])[2]
         self._user, self._reads_user = storable(known, "user_id"), known is None and is_json(message["content-type"])
         self._position = parameter_position(task.name, "user_id")
-        self._said, self._levels = [options.get(name) for name in _REPRS], conf.task_repr_maxlevels
+        self._said = [options.get(name) for name in _REPRS]
+        self._most, self._levels = (amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize), conf.task_repr_maxlevels
+        if self._shown(*first) != [message["headers"].get(name) for name in _REPRS]:
+            raise ValueError("Celery shows something else of the arguments: somebody's route or class has a say in it")
         row = {**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"}
-        self._gaps = _with_gaps(row, mark)
         envelope = json.loads(row["envelope"])
-        self._short = (_with_gaps({**row, "envelope": json.dumps(say_shown(envelope, f"SHOWN-{mark}"))}, mark)
-                       if is_shortened(envelope) else None)
+        self._gaps = _with_gaps(row, say_it_all(envelope, f"ARGS-{mark}", f"KWARGS-{mark}"), mark)
+        self._short = _with_gaps(row, say_shown(envelope, f"SHOWN-{mark}"), mark) if is_shortened(envelope) else None
 
     @classmethod
     def of(cls, task: Any, first: _Pair, options: dict[str, Any], conninfo: str) -> _Copier | None:
         """What the jobs have in common, learned from Celery's message for the first; None where that cannot be copied."""
         mark = str(uuid.uuid4())
         with collecting(conninfo) as jobs:
-            task.apply_async(*first, task_id=f"ID-{mark}", **{
-                **options, "argsrepr": f"ARGS-{mark}", "kwargsrepr": f"KWARGS-{mark}", "add_to_parent": False})
+            task.apply_async(*first, task_id=f"ID-{mark}", **{**options, "add_to_parent": False})
         [found] = jobs.kept()
         message, row = found.message, found.row
         if row is None or row["payload"] is None or not isinstance(message["body"], str) or "compression" in message["headers"]:
             return None
         try:
-            return cls(task, mark, message, row, options)
-        except (ValueError, TypeError, LookupError):  # the body is no JSON that has these three parts
+            return cls(task, mark, first, message, row, options)
+        except (ValueError, TypeError, LookupError):  # the body is no JSON that has these three parts, or is shown otherwise
             return None
 
     def row(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -156,8 +157,7 @@ class _Copier:
             user = storable(self._argument(args, kwargs), "user_id")
         values = {"ROW": str(uuid7()), "ID": task_id, "PAYLOAD": quoted(storable(payload, "the arguments") or ""),
                   "USER": "null" if user is None else quoted(user)}
-        argsrepr, kwargsrepr = (self._shown(it) if said is None else said
-                                for it, said in zip((args, kwargs), self._said, strict=True))
+        argsrepr, kwargsrepr = self._shown(args, kwargs)
         if self._short is not None and (place := shown_by(payload, argsrepr, kwargsrepr)) is not None:
             return self._short % {**values, "SHOWN": quoted(json.dumps(place))[1:-1]}
         return self._gaps % {**values, "ARGS": _inside(argsrepr), "KWARGS": _inside(kwargsrepr)}
@@ -168,19 +168,25 @@ class _Copier:
         position = self._position
         return args[position] if position is not None and position < len(args) else None
 
-    def _shown(self, arguments: Any) -> str:
-        """What Celery shows of arguments in events and logs."""
-        values = arguments.values() if isinstance(arguments, dict) else arguments
-        if len(arguments) < 10 and all(type(value) in _PLAIN for value in values):
-            text = repr(arguments)
-            if len(text) < _SHORT and text.isascii() and not ('"' in text or "\\" in text):
-                return text
-        return str(saferepr(arguments, 1024, maxlevels=self._levels))
+    def _shown(self, *arguments: Any) -> list[str]:
+        """What events and logs show of (args, kwargs): what the caller says, or what Celery does."""
+        return [_short_repr(it) or str(saferepr(it, most, maxlevels=self._levels)) if said is None else said
+                for it, said, most in zip(arguments, self._said, self._most, strict=True)]
 
 
-def _with_gaps(row: dict[str, Any], mark: str) -> str:
+def _short_repr(arguments: Any) -> str | None:
+    """repr() where it is what saferepr() makes."""
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    if len(arguments) < 10 and all(type(value) in _PLAIN for value in values):
+        text = repr(arguments)
+        if len(text) < _SHORT and text.isascii() and not ('"' in text or "\\" in text):
+            return text
+    return None
+
+
+def _with_gaps(row: dict[str, Any], envelope: dict[str, Any], mark: str) -> str:
     """The row as JSON for the operator %, with gaps where its marks are; what is no text has lost its quotes."""
-    text = json.dumps(row).replace("%", "%%")
+    text = json.dumps({**row, "envelope": json.dumps(envelope)}).replace("%", "%%")
     text = re.sub(rf'\\?"(USER|PAYLOAD|SHOWN)-{mark}\\?"', r"%(\1)s", text)
     return re.sub(f"(ROW|ARGS|KWARGS|ID)-{mark}", r"%(\1)s", text)
 

@@ -17,6 +17,8 @@ __all__ = ["put_back_shown", "shown_by"]
 #: nearly as long it has cut off nothing, so somebody else has made it, mostly to hide something: that stays in the headers.
 _CUT, _MOST = 1000, 1100
 _BEGIN, _BETWEEN = "[[", "], {"
+#: In the last part of a body that neither links nor chains follow.
+_NO_KWARGS, _TAIL = '], {}, {"', 100
 _ENDS = [")", "}"]
 _WHOLE = {")", ",)", "}"}
 _UNKNOWN = "(...)", "{...}"
@@ -29,9 +31,13 @@ def shown_by(body: str | None, argsrepr: object, kwargsrepr: object) -> list[Any
     if body is None or not (isinstance(argsrepr, str) and isinstance(kwargsrepr, str)):
         return None
     said = _in_pythons_words(body[:2 * _MOST])
-    if (args := _beginning(argsrepr, said, len(_BEGIN))) is None:
+    if (args := _beginning(argsrepr, said, len(_BEGIN), "]")) is None:
         return None
-    if (kwargs := _beginning(kwargsrepr, said, len(_BEGIN) + args + len(_BETWEEN))) is None:
+    if argsrepr[args + 1:] in _WHOLE:
+        kwargs = _beginning(kwargsrepr, said, len(_BEGIN) + args + len(_BETWEEN), "}")
+    else:  # where keyword arguments begin is not known, but that there are none
+        kwargs = 0 if kwargsrepr == "{}" and _NO_KWARGS in body[-_TAIL:] else None
+    if kwargs is None:
         return None
     ends = [argsrepr[args + 1:], kwargsrepr[kwargs + 1:]]
     place = [args, kwargs, _checksum(_part(body, args, kwargs)), *([] if ends == _ENDS else ends)]
@@ -61,14 +67,18 @@ def put_back_shown(place: Any, body: str | None) -> tuple[str, str]:
     return f"({said[len(_BEGIN):between]}{args_end}", f"{{{said[begin:begin + kwargs]}{kwargs_end}"
 
 
-def _beginning(shown: str, said: str, begin: int) -> int | None:
-    """How much of what is shown stands there in the body, without its first bracket and its end."""
+def _beginning(shown: str, said: str, begin: int, bracket: str) -> int | None:
+    """How much of what is shown stands there in the body, without its first bracket and its end. None for what Celery does not
+    show by itself: less than there is, or more than it would.
+    """
+    if len(shown) > _MOST:
+        return None
     for end in (len(shown) - 1, len(shown) - 2):
-        if end > 0 and shown[end:] in _WHOLE and said.startswith(shown[1:end], begin):
+        if end > 0 and shown[end:] in _WHOLE and said.startswith(shown[1:end] + bracket, begin):
             return end - 1
-    if _CUT < len(shown) <= _MOST:
-        end = len(shown[:shown.rfind("...")].rstrip(", "))
-        if end > 0 and said.startswith(shown[1:end], begin):
+    if len(shown) > _CUT and (dots := shown.rfind("...")) > 0:
+        end = len(shown[:dots].rstrip(", "))
+        if said.startswith(shown[1:end], begin):
             return end - 1
     return None
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from celery_jobqueue.broker.shown import put_back_shown, shown_by
 
-__all__ = ["Columns", "is_shortened", "left_out", "put_back", "say_shown"]
+__all__ = ["Columns", "is_shortened", "left_out", "put_back", "say_it_all", "say_shown"]
 
 #: Stands in an envelope that has something left out: the number of the list below. Whoever changes the list gives it the next
 #: number and reads both, and does not write the new one before all workers can read it: a job that cannot be read fails.
@@ -62,9 +62,15 @@ def is_shortened(parts: Mapping[str, Any]) -> bool:
 
 
 def say_shown(parts: dict[str, Any], place: Any) -> dict[str, Any]:
-    """A shortened envelope that says where the body shows the arguments, and no longer what is shown."""
+    """A shortened envelope that says where the body shows the arguments, and not what is shown."""
     headers = {key: value for key, value in parts["headers"].items() if key not in _REPRS}
     return {**parts, "headers": headers, _SHOWN: place}
+
+
+def say_it_all(parts: dict[str, Any], argsrepr: str, kwargsrepr: str) -> dict[str, Any]:
+    """An envelope that says what is shown of the arguments."""
+    headers = {**parts["headers"], **dict(zip(_REPRS, (argsrepr, kwargsrepr), strict=True))}
+    return {key: value for key, value in {**parts, "headers": headers}.items() if key != _SHOWN}
 
 
 def put_back(parts: Mapping[str, Any], columns: Columns) -> _Parts:

@@ -24,7 +24,7 @@ def many(app: Celery) -> Any:
     """A task with an argument of every kind."""
 
     @app.task(name="t.many", shared=False, ignore_result=True)
-    def task(text: Any, number: float = 0, *, user_id: str | None = None) -> None:
+    def task(text: Any, number: Any = 0, *, user_id: str | None = None) -> None:
         """Never runs here."""
 
     return task
@@ -79,22 +79,41 @@ def test_what_looks_like_a_value_of_kombus_stays_as_it_is(value: dict[str, Any],
     assert comparable(together) == comparable(alone)
 
 
-def test_a_serializer_may_return_bytes(many: Any, database_url: str) -> None:
-    serialization.register("compact", lambda value: json.dumps(value, separators=(",", ":")).encode(), json.loads,
-                           "application/json", "utf-8")
-    try:
-        enqueue_many(many, [("x", 1), ("y", 2)], **OPTIONS, serializer="compact")
-    finally:
-        serialization.unregister("compact")
+def test_a_serializer_may_return_bytes(many: Any, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = serialization.codec("application/json", "utf-8", lambda value: json.dumps(value, separators=(",", ":")).encode())
+    monkeypatch.setitem(serialization.registry._encoders, "compact", codec)  # unregister() would forget JSON's decoder, too
+    enqueue_many(many, [("x", 1), ("y", 2)], **OPTIONS, serializer="compact")
     assert [json.loads(row["payload"])[0] for row in rows(database_url, "select * from job_queue order by id")] == [
         ["x", 1], ["y", 2]]
 
 
-@pytest.mark.parametrize("levels", [1, 5])
-def test_as_deep_as_celery_shows_it(levels: int, many: Any, database_url: str) -> None:
+@pytest.mark.parametrize("where", ["header", "route"])
+def test_what_is_hidden_in_another_way_stays_hidden(where: str, many: Any, database_url: str) -> None:
+    options = {**OPTIONS, "headers": {"argsrepr": "<hidden>"}} if where == "header" else OPTIONS
+    if where == "route":
+        many.app.conf.task_routes = {"t.many": {"argsrepr": "<hidden>", "queue": "bulk"}}
+    many.apply_async(("secret",), {}, **options)
+    enqueue_many(many, [("other",), ("secret",)], **options)
+    alone, _, together = rows(database_url, "select * from job_queue order by id")
+    assert comparable(together) == comparable(alone)
+    assert comparable(together)["envelope"]["headers"]["argsrepr"] == "<hidden>"
+
+
+def test_arguments_of_a_link_stay_as_they_are(many: Any, database_url: str) -> None:
+    link = many.si({"__type__": "base64", "__value__": "YWJj"})
+    many.apply_async(("x",), {}, **OPTIONS, link=link)
+    enqueue_many(many, [("x",)], **OPTIONS, link=link)
+    alone, together = rows(database_url, "select * from job_queue order by id")
+    assert comparable(together)["payload"] == comparable(alone)["payload"]
+
+
+@pytest.mark.parametrize(("levels", "most"), [(1, 1024), (5, 1024), (3, 4096), (3, 10)])
+def test_as_much_as_celery_shows(levels: int, most: int, many: Any, database_url: str) -> None:
     many.app.conf.task_repr_maxlevels = levels
-    many.apply_async(([[[[[1]]]]],), {}, **OPTIONS)
-    enqueue_many(many, [([[[[[1]]]]],)], **OPTIONS)
+    many.app.amqp.argsrepr_maxsize = most
+    call = ([[[[[1]]]]], "x" * 1500)
+    many.apply_async(call, {}, **OPTIONS)
+    enqueue_many(many, [call], **OPTIONS)
     alone, together = rows(database_url, "select * from job_queue order by id")
     assert comparable(together) == comparable(alone)
 

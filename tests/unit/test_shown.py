@@ -60,9 +60,23 @@ def test_usual_arguments_are_found(args: tuple[Any, ...], kwargs: dict[str, Any]
 
 @pytest.mark.parametrize("shown", [
     ("()", "{'a': 'it'}"), ("('secret', ...)", "{'a': 'it'}"), ("('secret', 'other')", "{'a': '***'}"),
-    ("('***',)", "{'a': 'it'}"), ("", ""), ("<hidden>", "<hidden>")])
+    ("('***',)", "{'a': 'it'}"), ("('secret',)", "{}"), ("()", "{}"), ("('secret')", "{}"), ("('secret', 'other')", "{}"),
+    ("", ""), ("<hidden>", "<hidden>")])
 def test_what_somebody_hides_stays_in_the_headers(shown: tuple[str, str]) -> None:
     assert shown_by(body_of(("secret", "other"), {"a": "it"}), *shown) is None
+
+
+def test_what_somebody_hides_behind_a_long_argument_stays_in_the_headers() -> None:
+    args, kwargs = ("x" * 1500,), {"password": "secret"}
+    assert shown_by(body_of(args, kwargs), saferepr(args, 1024), "{}") is None
+
+
+@pytest.mark.parametrize("most", [990, 1050, 1099, 1100, 1101, 1500, 4096])
+def test_what_celery_would_not_show_by_itself_stays_in_the_headers_too(most: int) -> None:
+    for args, kwargs in (("x" * most,), {}), ((), {"a": "x" * most}), (("x" * (most // 2),), {"a": "x" * (most // 2)}):
+        for shown in (repr(args), repr(kwargs)), (saferepr(args, most), saferepr(kwargs, most)):
+            place = shown_by(body_of(args, kwargs), *shown)
+            assert place is None or put_back_shown(place, body_of(args, kwargs)) == shown
 
 
 @pytest.mark.parametrize(("args", "kwargs", "edited"), [

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
-from celery import signals
+from celery import Celery, signals
 from celery._state import get_current_worker_task
+from celery.app.amqp import AMQP
 from celery.app.task import Task
 from celery.backends.base import BaseBackend
 from celery.utils.saferepr import saferepr
@@ -96,7 +97,9 @@ def _one_by_one(task: Any, pairs: list[_Pair], options: dict[str, Any]) -> list[
 
 
 def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
-    """Whether somebody wants to see each message before it is sent: then Celery makes each of them."""
+    """Whether somebody wants to see each message before it is sent, or to say what is shown of its arguments: then Celery makes
+    each of them.
+    """
     conf, kind = task.app.conf, type(task)
     routes = conf.task_routes or []
     routes = routes if isinstance(routes, (list, tuple)) else [routes]
@@ -106,8 +109,15 @@ def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
         or not all(isinstance(route, dict) for route in routes)
         or kind.apply_async is not Task.apply_async
         or type(task.app.backend).on_task_call is not BaseBackend.on_task_call
+        or type(task.app).send_task is not Celery.send_task or type(task.app.amqp) is not AMQP
+        or any(name in said for said in (options.get("headers") or {}, *_options_of(routes)) for name in _REPRS)
         or not all(isinstance(options.get(name), (str, type(None))) for name in _REPRS)
         or options.get("shadow") or kind.shadow_name is not Task.shadow_name)
+
+
+def _options_of(routes: Iterable[Any]) -> Iterator[Any]:
+    """What routes that are dictionaries say of tasks, beyond the name of a queue."""
+    return (said for route in routes if isinstance(route, dict) for said in route.values() if isinstance(said, Mapping))
 
 
 class _Copier:
@@ -125,7 +135,7 @@ class _Copier:
         self._said = [options.get(name) for name in _REPRS]
         self._most, self._levels = (amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize), conf.task_repr_maxlevels
         if self._shown(*first) != [message["headers"].get(name) for name in _REPRS]:
-            raise ValueError("Celery shows something else of the arguments: somebody's route or class has a say in it")
+            raise ValueError("somebody else has a say in what is shown of the arguments")
         row = {**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"}
         envelope = json.loads(row["envelope"])
         self._gaps = _with_gaps(row, say_it_all(envelope, f"ARGS-{mark}", f"KWARGS-{mark}"), mark)
@@ -170,14 +180,14 @@ class _Copier:
 
     def _shown(self, *arguments: Any) -> list[str]:
         """What events and logs show of (args, kwargs): what the caller says, or what Celery does."""
-        return [_short_repr(it) or str(saferepr(it, most, maxlevels=self._levels)) if said is None else said
+        return [_short_repr(it, most) or str(saferepr(it, most, maxlevels=self._levels)) if said is None else said
                 for it, said, most in zip(arguments, self._said, self._most, strict=True)]
 
 
-def _short_repr(arguments: Any) -> str | None:
+def _short_repr(arguments: Any, most: int | None) -> str | None:
     """repr() where it is what saferepr() makes."""
-    values = arguments.values() if isinstance(arguments, dict) else arguments
-    if len(arguments) < 10 and all(type(value) in _PLAIN for value in values):
+    values = [*arguments, *arguments.values()] if isinstance(arguments, dict) else arguments
+    if len(arguments) < 10 and (most is None or most > _SHORT) and all(type(value) in _PLAIN for value in values):
         text = repr(arguments)
         if len(text) < _SHORT and text.isascii() and not ('"' in text or "\\" in text):
             return text

@@ -78,7 +78,7 @@ def _beginning(shown: str, said: str, begin: int, bracket: str) -> int | None:
             return end - 1
     if len(shown) > _CUT and (dots := shown.rfind("...")) > 0:
         end = len(shown[:dots].rstrip(", "))
-        if said.startswith(shown[1:end], begin):
+        if end > 0 and said.startswith(shown[1:end], begin):
             return end - 1
     return None
 

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from celery import Celery, signals
+from celery.app.amqp import AMQP
 from kombu import serialization
 
 from celery_jobqueue.broker import enqueue_many, jobs_in
@@ -87,16 +88,23 @@ def test_a_serializer_may_return_bytes(many: Any, database_url: str, monkeypatch
         ["x", 1], ["y", 2]]
 
 
-@pytest.mark.parametrize("where", ["header", "route"])
-def test_what_is_hidden_in_another_way_stays_hidden(where: str, many: Any, database_url: str) -> None:
-    options = {**OPTIONS, "headers": {"argsrepr": "<hidden>"}} if where == "header" else OPTIONS
+@pytest.mark.parametrize("where", ["header", "route", "class"])
+@pytest.mark.parametrize("mask", ["<hidden>", "()"])
+def test_what_is_hidden_in_another_way_stays_hidden(where: str, mask: str, many: Any, database_url: str) -> None:
+    options = {**OPTIONS, "headers": {"argsrepr": mask}} if where == "header" else OPTIONS
     if where == "route":
-        many.app.conf.task_routes = {"t.many": {"argsrepr": "<hidden>", "queue": "bulk"}}
+        many.app.conf.task_routes = {"t.many": {"argsrepr": mask, "queue": "bulk"}}
+    if where == "class":
+        class Masking(AMQP):
+            def as_task_v2(self, task_id: str, name: str, args: Any = None, *rest: Any, **more: Any) -> Any:
+                return super().as_task_v2(task_id, name, args, *rest, **{**more, "argsrepr": mask})
+
+        many.app.amqp = Masking(many.app)
     many.apply_async(("secret",), {}, **options)
-    enqueue_many(many, [("other",), ("secret",)], **options)
+    enqueue_many(many, [{"text": "other"}, ("secret",)], **options)
     alone, _, together = rows(database_url, "select * from job_queue order by id")
     assert comparable(together) == comparable(alone)
-    assert comparable(together)["envelope"]["headers"]["argsrepr"] == "<hidden>"
+    assert comparable(together)["envelope"]["headers"]["argsrepr"] == mask
 
 
 def test_arguments_of_a_link_stay_as_they_are(many: Any, database_url: str) -> None:
@@ -107,14 +115,14 @@ def test_arguments_of_a_link_stay_as_they_are(many: Any, database_url: str) -> N
     assert comparable(together)["payload"] == comparable(alone)["payload"]
 
 
-@pytest.mark.parametrize(("levels", "most"), [(1, 1024), (5, 1024), (3, 4096), (3, 10)])
-def test_as_much_as_celery_shows(levels: int, most: int, many: Any, database_url: str) -> None:
+@pytest.mark.parametrize(("levels", "most"), [(1, 1024), (5, 1024), (3, 4096), (3, 10), (3, 60)])
+@pytest.mark.parametrize("call", [([[[[[1]]]]], "x" * 1500), ("a text of some thirty characters", 2)])
+def test_as_much_as_celery_shows(call: Any, levels: int, most: int, many: Any, database_url: str) -> None:
     many.app.conf.task_repr_maxlevels = levels
     many.app.amqp.argsrepr_maxsize = most
-    call = ([[[[[1]]]]], "x" * 1500)
     many.apply_async(call, {}, **OPTIONS)
-    enqueue_many(many, [call], **OPTIONS)
-    alone, together = rows(database_url, "select * from job_queue order by id")
+    enqueue_many(many, [("x",), call], **OPTIONS)
+    alone, _, together = rows(database_url, "select * from job_queue order by id")
     assert comparable(together) == comparable(alone)
 
 

@@ -32,7 +32,7 @@ from celery_jobqueue.broker.publishing import arrays, send_as_made, send_safely
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.shown import shown_by
 from celery_jobqueue.broker.sql import statement
-from celery_jobqueue.broker.usual import is_shortened, say_it_all, say_shown
+from celery_jobqueue.broker.usual import REPRS, is_shortened, say_it_all, say_shown
 from celery_jobqueue.db.errors import InvalidJob
 
 __all__ = ["enqueue_many"]
@@ -42,7 +42,6 @@ _PLAIN = (int, str, float, bool, type(None))  # repr() of a few of them is mostl
 #: Jobs that the server inserts while the next ones are made. Those of one statement take it 5 ms, which hides a round trip.
 _PART = 250
 _SHORT = 100  # characters up to which that is so for certain
-_REPRS = ("argsrepr", "kwargsrepr")
 
 
 def enqueue_many(task: Any, calls: Iterable[tuple[Any, ...] | list[Any] | Mapping[str, Any]], **options: Any) -> list[Any]:
@@ -110,14 +109,14 @@ def _seen_one_by_one(task: Any, options: dict[str, Any]) -> bool:
         or kind.apply_async is not Task.apply_async
         or type(task.app.backend).on_task_call is not BaseBackend.on_task_call
         or type(task.app).send_task is not Celery.send_task or type(task.app.amqp) is not AMQP
-        or any(name in said for said in (options.get("headers") or {}, *_options_of(routes)) for name in _REPRS)
-        or not all(isinstance(options.get(name), (str, type(None))) for name in _REPRS)
+        or any(name in said for said in (options.get("headers") or {}, *_options_of(routes)) for name in REPRS)
+        or not all(isinstance(options.get(name), (str, type(None))) for name in REPRS)
         or options.get("shadow") or kind.shadow_name is not Task.shadow_name)
 
 
-def _options_of(routes: Iterable[Any]) -> Iterator[Any]:
-    """What routes that are dictionaries say of tasks, beyond the name of a queue."""
-    return (said for route in routes if isinstance(route, dict) for said in route.values() if isinstance(said, Mapping))
+def _options_of(routes: Iterable[dict[Any, Any]]) -> Iterator[Mapping[str, Any]]:
+    """What routes say of tasks, beyond the name of a queue."""
+    return (said for route in routes for said in route.values() if isinstance(said, Mapping))
 
 
 class _Copier:
@@ -132,9 +131,9 @@ class _Copier:
         self._embed = json.loads(row["payload"])[2]
         self._user, self._reads_user = storable(known, "user_id"), known is None and is_json(message["content-type"])
         self._position = parameter_position(task.name, "user_id")
-        self._said = [options.get(name) for name in _REPRS]
+        self._said = [options.get(name) for name in REPRS]
         self._most, self._levels = (amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize), conf.task_repr_maxlevels
-        if self._shown(*first) != [message["headers"].get(name) for name in _REPRS]:
+        if self._shown(*first) != [message["headers"].get(name) for name in REPRS]:
             raise ValueError("somebody else has a say in what is shown of the arguments")
         row = {**row, "id": f"ROW-{mark}", "user_id": f"USER-{mark}", "payload": f"PAYLOAD-{mark}"}
         envelope = json.loads(row["envelope"])

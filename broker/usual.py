@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 from celery_jobqueue.broker.shown import put_back_shown, shown_by
 
-__all__ = ["Columns", "is_shortened", "left_out", "put_back", "say_it_all", "say_shown"]
+__all__ = ["REPRS", "Columns", "is_shortened", "left_out", "put_back", "say_it_all", "say_shown"]
 
 #: Stands in an envelope that has something left out: the number of the list below. Whoever changes the list gives it the next
 #: number and reads both, and does not write the new one before all workers can read it: a job that cannot be read fails.
 _MARK, _LIST = "usual", 1
 #: Stands beside it when the body shows what these headers say (broker/shown.py). A worker of 2026-11-30 that is older than this
 #: does not put them back, and its logs have the arguments whole.
-_SHOWN, _REPRS = "shown", ("argsrepr", "kwargsrepr")
+_SHOWN, REPRS = "shown", ("argsrepr", "kwargsrepr")
 #: What Celery's clients say of a job about which nothing was asked (celery/app/amqp.py, as_task_v2; kombu/messaging.py and
 #: kombu/transport/virtual/base.py for the properties). jobqueue.revoke() looks for an `ignore_result` that is true.
 _HEADERS: dict[str, Any] = {
@@ -52,7 +52,7 @@ def left_out(headers: Mapping[str, Any], properties: Mapping[str, Any], columns:
     parts: dict[str, Any] = {_MARK: _LIST, "headers": _unusual(headers, usual_headers)}
     if unusual := _unusual(properties, usual_properties):
         parts["properties"] = unusual
-    place = shown_by(columns.payload, *map(headers.get, _REPRS))
+    place = shown_by(columns.payload, *map(headers.get, REPRS))
     return parts if place is None else say_shown(parts, place)
 
 
@@ -63,13 +63,13 @@ def is_shortened(parts: Mapping[str, Any]) -> bool:
 
 def say_shown(parts: dict[str, Any], place: Any) -> dict[str, Any]:
     """A shortened envelope that says where the body shows the arguments, and not what is shown."""
-    headers = {key: value for key, value in parts["headers"].items() if key not in _REPRS}
+    headers = {key: value for key, value in parts["headers"].items() if key not in REPRS}
     return {**parts, "headers": headers, _SHOWN: place}
 
 
 def say_it_all(parts: dict[str, Any], argsrepr: str, kwargsrepr: str) -> dict[str, Any]:
     """An envelope that says what is shown of the arguments."""
-    headers = {**parts["headers"], **dict(zip(_REPRS, (argsrepr, kwargsrepr), strict=True))}
+    headers = {**parts["headers"], **dict(zip(REPRS, (argsrepr, kwargsrepr), strict=True))}
     return {key: value for key, value in {**parts, "headers": headers}.items() if key != _SHOWN}
 
 
@@ -86,7 +86,7 @@ def put_back(parts: Mapping[str, Any], columns: Columns) -> _Parts:
             f"{_MARK} in the envelope is {number!r:.100}, not {_LIST}: a later version of celery-jobqueue wrote it")
     usual_headers, usual_properties = _usual(columns)
     if (place := parts.get(_SHOWN)) is not None:
-        usual_headers.update(zip(_REPRS, put_back_shown(place, columns.payload), strict=True))
+        usual_headers.update(zip(REPRS, put_back_shown(place, columns.payload), strict=True))
     return {**usual_headers, **headers}, {**usual_properties, **properties}
 
 

@@ -29,6 +29,7 @@ def body_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 @example(args=("a", "secret"), kwargs={}, shown=("('a')", "{}"))
 @example(args=("secret",), kwargs={"s": "secret"}, shown=("('...')", "{...}"))
 @example(args=("x" * 1500,), kwargs={"s": "secret"}, shown=("('" + "x" * 1020 + "...',)", "{}"))
+@example(args=([{"": []}],), kwargs={}, shown=None)
 @example(args=(), kwargs={}, shown=(" " * 1020 + "...", "{}"))
 @example(args=("x",), kwargs={}, shown=("('x',)", ", " * 510 + "..."))
 @example(args=("x",), kwargs={}, shown=("('x',)", "." * 1050))
@@ -36,7 +37,8 @@ def test_what_is_found_is_what_was_shown(args: tuple[Any, ...], kwargs: dict[str
     argsrepr, kwargsrepr = shown or (saferepr(args, 1024), saferepr(kwargs, 1024))
     place = shown_by(body_of(args, kwargs), argsrepr, kwargsrepr)
     if place is None:
-        assert shown is not None or not plain(args, kwargs), "what is simple is found"
+        whole = (argsrepr, kwargsrepr) == (repr(args), repr(kwargs))  # Celery shows dots for what is too deep
+        assert shown is not None or not (whole and plain(args, kwargs)), "what is simple is found"
     else:
         assert put_back_shown(json.loads(json.dumps(place)), body_of(args, kwargs)) == (argsrepr, kwargsrepr)
 

@@ -77,7 +77,8 @@ def demo_worker() -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
                  "--loglevel", "INFO", "--hostname", f"demo-{os.getpid()}@%h"],
                 stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
                 env={"VERIFY_URL": "https://certificates.example.org/verify/{serial}", **os.environ})
-            stop.callback(_stop, worker)
+            for _ in range(2):  # a Ctrl-C on the way into the first is not on the way into the second
+                stop.callback(_stop, worker)
         _LINE(f"Worker        started (pid {worker.pid}, log {_short(log)})")
         yield worker, log
 
@@ -107,7 +108,18 @@ def _interrupts_later() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if came:
+        _hear_no_more()
         raise KeyboardInterrupt
+
+
+def _hear_no_more() -> None:
+    """Who has stopped this may be impatient; the next Ctrl-C would end the cleaning up, with a worker that nobody stops."""
+    for number in _STOPS:
+        signal.signal(number, _ignored)
+
+
+def _ignored(_number: int, _frame: FrameType | None) -> None:
+    """Not SIG_IGN, which programs that are started later would inherit."""
 
 
 def _watch(service: JobQueueService, ids: list[str], worker: subprocess.Popen[bytes], log: Path) -> int:
@@ -184,6 +196,7 @@ def _run() -> int:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
+        _hear_no_more()
         signal.default_int_handler(number, frame)
 
     # Whoever closes the terminal or stops this politely means the same as Ctrl-C.

@@ -154,6 +154,35 @@ def test_ctrl_c_leaves_nothing_but_the_server(moment: str, numbers: list[signal.
     wait_until(lambda: not place.processes(), "nothing runs any more")
 
 
+# Ctrl-C where the worker is about to be stopped: a moment that no signal from outside hits twice.
+_AT_THE_DOOR = """
+import os, signal, sys
+from tasks import demo
+
+def ctrl_c(frame, event, _):
+    if (frame.f_code.co_name, frame.f_globals.get("__name__")) == ("_stop", demo.__name__):
+        sys.settrace(None)
+        os.kill(os.getpid(), signal.SIGINT)
+
+def tell(text, tell=demo._LINE, **options):
+    tell(text, **options)
+    if text.startswith(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGINT)
+
+demo._LINE = tell
+sys.settrace(ctrl_c)
+sys.exit(demo._run())
+"""
+
+
+@pytest.mark.parametrize("before", ["Worker  ", "never"])
+def test_ctrl_c_on_the_way_to_stopping_the_worker_stops_it_all_the_same(before: str, place: Place) -> None:
+    done = place.run(sys.executable, "-c", _AT_THE_DOOR, before)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.rstrip().endswith("stopped; PostgreSQL runs on, `jobqueue down` stops it")
+    assert place.strangers() == []
+
+
 def test_a_database_that_is_not_there_is_an_error_not_a_traceback(place: Place) -> None:
     done = place.run(*DEMO, DATABASE_URL="postgresql://me:secret@127.0.0.1:1/nothing")
     assert done.returncode == 1

@@ -108,8 +108,7 @@ class Cycle:
         self.plan_listening(plan)
         self.duties.plan(plan, now)
         self.door.tend()
-        if self.settlements:
-            flight = self.settlements.take()
+        if flight := self.settlements.take():
             may_split = may_split and not flight.starts  # a job that is started by its claim shall not overtake these
             self.plan_flight(plan, flight)
         claims = Plan()

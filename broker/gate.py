@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from threading import RLock
 from time import monotonic, time
 from typing import Any
@@ -29,14 +30,15 @@ _MOST_QUICK = 50  # tasks; their names travel with every claim
 #: processes do within _QUICK: nobody else would have them done sooner. Each of them counts as started if the worker dies.
 _REACH = 32
 #: Seconds of work that a process has started ahead at most of quick tasks that are acknowledged early, and how many jobs that are
-#: at most; at least it is one. Killed in between, the worker has lost them. 0, 1 and 3 jobs: 960, 2,070 and 3,140 jobs/s.
-_RISKED, _MOST_RISKED = 0.002, 3
+#: at most, in the solo pool's one process too; at least it is one. Killed in between, the worker has lost them. 0, 1 and 3 jobs:
+#: 960, 2,070 and 3,140 jobs/s with two processes, and 7 are no faster; in the solo pool 3, 5 and 7: 2,410, 3,640 and 3,980.
+_RISKED, _MOST_RISKED, _MOST_RISKED_ALONE = 0.002, 3, 7
 #: Celery's worker_prefetch_multiplier, unless it is set; who sets a smaller one wants fewer jobs held than that.
 _USUAL_MULTIPLIER = 4
 #: Seconds without an end of any job, after which what was started ahead goes back: what runs is not quick after all.
 _HELD_UP = 1.0
-#: The pool that tells the worker's own thread how jobs end, while that is free to let the next one in, or give it back.
-_IN_TURN = "celery.concurrency.prefork"
+#: The pools that run jobs while the worker's own thread is free to give back what does not come to its turn.
+_IN_TURN = ("celery.concurrency.prefork", "celery.concurrency.thread")
 #: The one that runs a job where it is delivered, and nothing else until that is over.
 _SOLO = "celery.concurrency.solo"
 
@@ -74,8 +76,8 @@ class Gate(Door):
     Tasks that are known to be quick (Pace) are started by their claim already, as many as the prefetch window has places and some
     more: an update and a round trip less for each job, and more jobs in each round trip. They come here started, and enter the
     pool in turn; when one of them takes long after all, those that wait behind it go back to the queue untouched. Of those that
-    are acknowledged early only one to three per process are started ahead, because they are lost if the worker is killed; and
-    none where a pool of threads or greenlets would have them, which goes on with what it has after a cold shutdown.
+    are acknowledged early only a few are started ahead, because they are lost if the worker is killed; and none where a pool of
+    greenlets would have them, which goes on with what it has after a cold shutdown.
 
     A suspect (its worker died while it ran) goes in alone at its last attempt: once all others are over, and nobody follows
     until it is over itself. So nobody is failed for a death that was another job's.
@@ -93,7 +95,7 @@ class Gate(Door):
         self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
         self._shut = False
         pool = consumer.pool.__class__.__module__
-        self._in_turn = pool == _IN_TURN
+        self._in_turn = pool in _IN_TURN
         #: The pool runs a job where it is delivered.
         self.solo = pool == _SOLO
         self._names: tuple[list[str], list[str]] = [], []
@@ -102,6 +104,8 @@ class Gate(Door):
         self._risk = 0  # how many jobs per process that may be
         self.pace = Pace()
         self.transport: Any = None
+        #: Called when a job is about to run here.
+        self.on_entry: Callable[[], None] = _nothing
 
     # -- what the cycle asks ------------------------------------------------------------------------------------------
 
@@ -165,7 +169,8 @@ class Gate(Door):
             self._names, self._arrays = (late, once), (text_array(late), text_array(once))
         usual = late and self._in_turn and self._consumer.initial_prefetch_count >= _USUAL_MULTIPLIER * self._processes
         self._stretch = max(0, min(_REACH - self._window, int(_QUICK * self._processes / self.pace.slowest))) if usual else 0
-        risk = max(1, min(_MOST_RISKED, int(_RISKED / self.pace.slowest))) if once else 0
+        most = _MOST_RISKED_ALONE if self.solo else _MOST_RISKED
+        risk = max(1, min(most, int(_RISKED / self.pace.slowest))) if once else 0
         self._risk = risk if self._in_turn or self.solo else 0
 
     @property
@@ -264,13 +269,11 @@ class Gate(Door):
             self._waiting.clear()
             self._lined_up.clear()
             self._promised = 0
-            running = {request: quick for request, quick in self._inside.items()
-                       if request._apply_result is not None or request in worker_state.active_requests}
+            running = {request: quick for request, quick in self._inside.items() if request in self._in_pool}
             self.transport.settlements.forget_starts()
             for request in self._inside.keys() - running.keys():
                 self.transport.settlements.release(request.message.lease)
             self._inside = running
-            self._in_pool &= running.keys()
 
     def _advance(self) -> None:
         # Nothing that takes another lock happens under ours.
@@ -320,14 +323,22 @@ class Gate(Door):
         self._enter(request)
 
     def _enter(self, request: Any) -> None:
-        if self._inside.get(request) and (request.task.acks_late or self._in_turn) and not request.ignore_result:
+        if self._inside.get(request) and not request.ignore_result:
             may_be_carried(request.message.properties["job"])
+        self.on_entry()
         try:
             self._enter_pool(request)
         except Exception as error:  # a header that somebody wrote by hand
+            if leaving():  # a pool of threads that takes no more
+                self._hand_back(request)
+                return
             request.message.failure = Failure(f"the message cannot be read: {describe(error)}")
             mark_unreadable(self._consumer.app, request.message.lease, request.id, error)
             request.give_up()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _runs_alone(request: Any) -> bool:

@@ -94,10 +94,20 @@ class Flight:
     #: Settled to no effect. Mostly the job's result had settled it before; else the job is in other hands.
     doubtful: list[Lease] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return bool(self.completed or self.results or self.released or self.failed or self.starts or self.doubtful)
+
     @property
     def durable(self) -> bool:
         """Whether losing this batch in a crash of the server would break a promise."""
         return bool(self.completed or self.results or self.failed or any(once for _, once, _ in self.starts))
+
+    @property
+    def ids(self) -> set[str]:
+        """Which jobs it settles or starts."""
+        return {lease.id for lease in (
+            *self.completed, *self.released, *self.doubtful, *(lease for lease, _ in self.results),
+            *(lease for lease, _ in self.failed), *(lease for lease, _, _ in self.starts))}
 
     def split(self) -> list[Flight]:
         """Each settlement alone, in the order of sending."""
@@ -112,12 +122,14 @@ class Settlements:
 
     def __init__(self) -> None:
         self.worker = ""  # name written on the rows that are started
+        #: How often something was taken to be sent.
+        self.takes = 0
         self._lock = threading.RLock()  # a signal's handler may settle in the middle of settling
         self._next = Flight()
+        self._told: list[Flight] = []
 
     def __bool__(self) -> bool:
-        flight = self._next
-        return bool(flight.completed or flight.results or flight.released or flight.failed or flight.starts or flight.doubtful)
+        return bool(self._next)
 
     @property
     def urgent(self) -> bool:
@@ -153,11 +165,35 @@ class Settlements:
         with self._lock:
             self._next.starts.clear()
 
-    def take(self) -> Flight:
-        """Everything that is waiting, to be sent now. `confirm` or `put_back` must follow."""
+    def take(self, *, starts: bool = True) -> Flight:
+        """Everything that is waiting, to be sent now. `confirm` or `put_back` must follow. starts: those too."""
         with self._lock:
             flight, self._next = self._next, Flight()
+            if not starts:
+                self._next.starts, flight.starts = flight.starts, []
+            self.takes += 1
             return flight
+
+    def tell(self, run: Callable[..., list[list[Row]]]) -> None:
+        """Have `run` settle what is waiting, past the cycle. Starts stay: whoever confirms them enters their jobs into the pool.
+
+        run: as Session.run; nothing is lost when it raises.
+        """
+        flight = self.take(starts=False)
+        if not flight:
+            return
+        self._told.append(flight)
+        try:
+            self.confirm(flight, run(*self.calls(flight)))
+        except BaseException:
+            self.put_back(flight)  # the cycle knows what to do where a row is refused
+            raise
+        finally:
+            self._told.remove(flight)
+
+    def held(self) -> set[str]:
+        """Ids of the jobs that are being settled past the cycle."""
+        return {id_ for flight in list(self._told) for id_ in flight.ids}
 
     def put_back(self, flight: Flight) -> None:
         """The batch did not get through, or nobody knows whether it did: the fence makes telling it again harmless."""

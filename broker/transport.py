@@ -14,7 +14,7 @@ from kombu.transport import virtual
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.channel import Channel, Delivered
 from celery_jobqueue.broker.collector import collected
-from celery_jobqueue.broker.comeback import patiently
+from celery_jobqueue.broker.comeback import leaving, patiently
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower_hook import install as _install_in_flower
@@ -26,6 +26,7 @@ from celery_jobqueue.broker.meeting import meet
 from celery_jobqueue.broker.pooling import prepares
 from celery_jobqueue.broker.pools import install as _install_pools
 from celery_jobqueue.broker.session import Call, Row, Session
+from celery_jobqueue.broker.sessions import session_for
 from celery_jobqueue.broker.settlements import Failure, Lease, settlements_for
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.transient import Topology
@@ -275,8 +276,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def settle_soon(self) -> None:
         """Something was put into the settlements: have it sent."""
         if self._closed:
-            return
-        if not any(channel.consuming for channel in self.channels):
+            if leaving():  # a thread of the pool has run on, and no loop turns any more
+                with contextlib.suppress(psycopg.Error, OSError):
+                    self.settlements.tell(session_for(self.settings).run)
+        elif not any(channel.consuming for channel in self.channels):
             # Consumers are cancelled (shutdown): the loop may not turn again, and what is not flushed runs twice.
             with contextlib.suppress(psycopg.Error, OSError):
                 self.cycle_.settle()

@@ -56,8 +56,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.connect = coming_back(consumer.connect)
         if self.gate.solo:
             consumer.call_soon_ack = _at_once
-        else:  # solo's jobs end one by one, and the next may take long
-            carry_results(consumer.pool)
+        carry_results(consumer.pool)
         Departure(consumer, self.gate)
         consumer.on_send_event_buffered = _gathering(consumer)
         # Celery acknowledges or rejects what it cannot read or does not know, and keeps the reason to its log.
@@ -90,8 +89,9 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._claim_identity(transport.cycle_)
         transport.runs_jobs = self.gate.solo
         if self.gate.solo:
-            self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat)
+            self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat, transport.settlements)
             self._pulse.start()
+            self.gate.on_entry = self._pulse.watch
 
     @staticmethod
     def _claim_identity(cycle: Any) -> None:
@@ -107,7 +107,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def stop(self, consumer: Any) -> None:
         """The connection is lost or given up."""
         if self._pulse is not None:
-            self._pulse.stop()
+            self._pulse.stop(wait=leaving())
         with suppress(*consumer.connection_errors):
             consumer._flush_events()
         if leaving() and self.gate.give_back():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def warm(app: Celery, name: str, arguments: tuple[Any, ...], **options: Any) -> 
         result.get(timeout=30)
 
 
-@pytest.mark.parametrize(("pool", "acks"), [("prefork", "late"), ("threads", "late"), ("prefork", "early")])
+@pytest.mark.parametrize(("pool", "acks"), list(product(["prefork", "threads", "solo"], ["late", "early"])))
 def test_results_of_quick_tasks_are_stored_in_batches(pool: str, acks: str, app: Celery, database_url: str, start_worker: Start,
                                                       counted: Callable[[Worker], dict[str, int]]) -> None:
     worker = start_worker("-P", pool, "--prefetch-multiplier", "8", TEST_ACKS=acks)
@@ -115,9 +116,10 @@ def test_who_hears_of_the_success_finds_the_result(who: str, app: Celery, start_
     assert set(heard.read_text().splitlines()) == {"SUCCESS 1"}
 
 
-def test_the_solo_pool_stores_its_own(app: Celery, start_worker: Start, tmp_path: Path) -> None:
-    """There the next job of the batch may take long, and until it is over nothing is sent."""
-    start_worker("-P", "solo", "--prefetch-multiplier", "8")
+@pytest.mark.parametrize("acks", ["late", "early"])
+def test_the_solo_pool_does_not_keep_them_while_the_next_job_runs(acks: str, app: Celery, start_worker: Start,
+                                                                  tmp_path: Path) -> None:
+    start_worker("-P", "solo", "--prefetch-multiplier", "8", TEST_ACKS=acks)
     warm(app, "t.wait", (str(tmp_path / "warm"), 0))
     *quick, slow = publish(app, "t.wait", [*((str(tmp_path / "quick"), 0),) * 5, (str(tmp_path / "slow"), 60)])
     assert [result.get(timeout=30) for result in quick] == ["gave up"] * 5

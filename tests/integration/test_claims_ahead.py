@@ -27,8 +27,10 @@ def quick(database_url: str, tmp_path: Path) -> str:
     return watch(database_url, "owner is not null", tmp_path)
 
 
-def test_quick_jobs_are_claimed_beyond_the_window(app: Celery, database_url: str, start_worker: Start, quick: str) -> None:
-    start_worker("-c", "1", "--prefetch-multiplier", "4")
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_quick_jobs_are_claimed_beyond_the_window(pool: str, app: Celery, database_url: str, start_worker: Start,
+                                                  quick: str) -> None:
+    start_worker("-P", pool, "-c", "1", "--prefetch-multiplier", "4")
     assert most_held(database_url, app, quick) >= 4, "also while nobody knows yet that they are quick"
     wait_until(lambda: most_held(database_url, app, quick) > 8, "more is held than the window has places for")
     assert most(database_url) <= 2 * 32
@@ -36,7 +38,7 @@ def test_quick_jobs_are_claimed_beyond_the_window(app: Celery, database_url: str
 
 
 @pytest.mark.parametrize(("options", "window"), [
-    ("-c 2 --prefetch-multiplier 3", 6), ("-c 2 --prefetch-multiplier 4 -P threads", 8),
+    ("-c 2 --prefetch-multiplier 3", 6), ("-c 2 --prefetch-multiplier 3 -P threads", 6),
     ("-c 1 --prefetch-multiplier 4 -P solo", 4)])
 def test_others_hold_what_the_window_has_places_for(app: Celery, database_url: str, start_worker: Start, quick: str,
                                                     options: str, window: int) -> None:
@@ -63,9 +65,10 @@ def test_a_claim_that_is_refused_is_blamed_on_its_own_job(app: Celery, database_
     assert [line for line in worker.text.splitlines() if "is claimed" in line and str(unlucky) not in line] == []
 
 
-def test_what_waits_behind_a_slow_one_goes_back(app: Celery, database_url: str, start_worker: Start, quick: str,
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_waits_behind_a_slow_one_goes_back(pool: str, app: Celery, database_url: str, start_worker: Start, quick: str,
                                                 tmp_path: Path) -> None:
-    start_worker("-c", "1", "--prefetch-multiplier", "4")
+    start_worker("-P", pool, "-c", "1", "--prefetch-multiplier", "4")
     wait_until(lambda: most_held(database_url, app, quick) > 8, "the worker knows that the task is quick")
     slow = tmp_path / "slow"
     stuck, *others = publish(app, [str(slow), *[quick] * 20])
@@ -83,9 +86,10 @@ def test_what_waits_behind_a_slow_one_goes_back(app: Celery, database_url: str, 
     assert rows(database_url, "select 1 from job_queue where attempts <> 1 or errors is not null") == []
 
 
-def test_a_worker_that_leaves_gives_back_what_it_has_started_ahead(app: Celery, database_url: str, start_worker: Start,
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_that_leaves_gives_back_what_it_has_started_ahead(pool: str, app: Celery, database_url: str, start_worker: Start,
                                                                    quick: str, tmp_path: Path) -> None:
-    worker = start_worker("-c", "1", "--prefetch-multiplier", "4")
+    worker = start_worker("-P", pool, "-c", "1", "--prefetch-multiplier", "4")
     wait_until(lambda: most_held(database_url, app, quick) > 8, "the worker knows that the task is quick")
     slow = tmp_path / "slow"
     publish(app, [str(slow), *[quick] * 20])

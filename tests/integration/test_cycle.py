@@ -13,7 +13,9 @@ import pytest
 from celery_jobqueue.broker.claims import Door, Places
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.options import Options
+from celery_jobqueue.broker.pulse import Pulse
 from celery_jobqueue.broker.session import Session
+from celery_jobqueue.broker.settings import from_url
 from celery_jobqueue.broker.settlements import Failure, Lease, Result, Settlements
 from celery_jobqueue.db.url import libpq_dsn
 from tests.support.database import one, rows
@@ -161,3 +163,36 @@ def test_a_result_is_taken_from_who_has_the_job(cycle: Cycle, database_url: str,
         "ours": ("completed", "SUCCESS", '"good"', '{"children": []}', True), "taken": ("pending", None, None, None, False)}
     assert [record.getMessage() for record in caplog.records] == [
         f"job {taken.id} was taken from this worker while it ran; what came of it here is dropped"] * 2
+
+
+def test_what_is_settled_while_the_loop_runs_a_job_is_told_past_it(cycle: Cycle, database_url: str) -> None:
+    """In the solo pool: the loop comes back when the job is over."""
+    put(database_url, *["done"] * 2, "failed", "refused", "next")
+    done, other, failed, refused, following = (claimed(cycle) for _ in range(5))
+    rows(database_url, "create function veto() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
+                       " create trigger veto before update on job_queue for each row"
+                       " when (new.task_name = 'refused' and new.status = 'completed') execute function veto()")
+    settlements = cycle.settlements
+    pulse = Pulse(from_url(database_url, {}), cycle.duties.heartbeat, settlements)
+    pulse.start()
+    try:
+        settlements.complete(done, Result("1", None))
+        settlements.complete(other)
+        settlements.fail(failed, Failure("ValueError: boom"))
+        started: list[int] = []
+        settlements.start(following, False, lambda *counts: started.extend(counts))
+        pulse.watch()
+        over = "select count(*) from job_queue where status in ('completed', 'failed')"
+        wait_until(lambda: one(database_url, over) == 3, "what has ended is told")
+        wait_until(lambda: not settlements.held(), "it is known so here")
+        assert one(database_url, "select result from job_queue where id = %s", (done.id,)) == "1"
+        assert settlements, "the start is left to who runs the job"
+        settlements.complete(refused)
+        takes = settlements.takes
+        pulse.watch()
+        wait_until(lambda: settlements.takes > takes and not settlements.held(), "another one is refused")
+    finally:
+        pulse.stop(wait=True)
+    assert not pulse.is_alive()
+    flight = settlements.take()
+    assert (flight.completed, [lease for lease, *_ in flight.starts], started) == ([refused], [following], [])

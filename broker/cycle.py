@@ -1,6 +1,7 @@
 """What a consuming connection does in one round trip: settle, start, claim, read transient messages. All of it commits together,
-but for claims, which do not wait until what is settled is on disk. In a worker the batch is sent without waiting (`pump`, then
-`on_readable`); `drain` does the same for consumers that block.
+but for claims, which do not wait until what is settled is on disk, and for duties: a clean-up that the server gives up
+(statement_timeout) shall take no settlement with it. In a worker the batch is sent without waiting (`pump`, then `on_readable`);
+`drain` does the same for consumers that block.
 """
 
 from __future__ import annotations
@@ -104,10 +105,10 @@ class Cycle:
 
     def plan(self, now: float, may_split: bool = False) -> Plan:
         """The next batch; empty when there is nothing to say. may_split: its claims may be a transaction of their own."""
-        plan = Plan()
-        self.plan_listening(plan)
-        self.duties.plan(plan, now)
         self.door.tend()
+        if (duties := self._plan_duties(now)).calls:
+            return duties.as_it_may_be()
+        plan = Plan()
         if flight := self.settlements.take():
             may_split = may_split and not flight.starts  # a job that is started by its claim shall not overtake these
             self.plan_flight(plan, flight)
@@ -126,8 +127,13 @@ class Cycle:
         if (events_at := self.outbox.due) is not None and now >= events_at:
             for call in self.outbox.calls():
                 plan.add(call, ignore)
-        if plan.lazy and not plan.durable:
-            plan.commit_asynchronously()
+        return plan.as_it_may_be()
+
+    def _plan_duties(self, now: float) -> Plan:
+        plan = Plan(of_duties=True)
+        if not self.settling and self.duties.have_their_turn():
+            self.plan_listening(plan)
+            self.duties.plan(plan, now)
         return plan
 
     def plan_listening(self, plan: Plan) -> None:
@@ -209,7 +215,7 @@ class Cycle:
 
     def _take(self, plan: Plan, answers: list[list[Row]]) -> None:
         self._sent = None
-        if plan.refused is None and (plan.ahead is None or plan.ahead.answered):
+        if plan.refused is None and not plan.of_duties and (plan.ahead is None or plan.ahead.answered):
             self.trouble.over()
         plan.take(answers)
 
@@ -297,10 +303,12 @@ class Cycle:
             self.trouble.pause()
             self.refusals.send_apart()
         else:
-            self.trouble.met(error)
+            if sent is not None and sent.of_duties:
+                self.duties.failed()
+                self.trouble.met(error, "when its turn comes")
+            else:
+                self.trouble.met(error)
             self.claims.wake()
-            if sent is not None:  # else only what went ahead has failed
-                self.duties.again()
         self.mailbox.look()
         return True
 
@@ -311,11 +319,12 @@ class Cycle:
         """One batch, waited for: everything that is to be settled is in the database afterwards."""
         try:
             self.session.finish()
-            plan = self._next_plan(monotonic())
-            if plan.calls:
+            while (plan := self._next_plan(monotonic())).calls:
                 self.session.connect()
                 self._sent = plan
                 self._take(plan, self.session.run(*plan.calls))
+                if not plan.of_duties:
+                    break
         except psycopg.Error as error:
             self.bears(error)
             raise

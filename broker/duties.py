@@ -42,6 +42,8 @@ class Plan:
     #: A batch that is neither (looks, and transient messages, whose table is unlogged) has nothing to wait for.
     durable: bool = False
     lazy: bool = False
+    #: Nothing in it but what is due from time to time.
+    of_duties: bool = False
     #: Told when the server has refused this, sent alone; None: it is sent with everything else.
     refused: Callable[[psycopg.Error], None] | None = None
     #: A transaction of its own that goes out in front and is answered first.
@@ -68,6 +70,12 @@ class Plan:
         """Do not wait for the disk."""
         self.calls.insert(0, (statement("asynchronous_commit"), ()))
         self.takers.insert(0, ignore)
+
+    def as_it_may_be(self) -> Plan:
+        """This one, waiting for the disk only if it has to."""
+        if self.lazy and not self.durable:
+            self.commit_asynchronously()
+        return self
 
     def take(self, answers: list[list[Row]]) -> None:
         """Hand out the answers to the calls."""
@@ -97,6 +105,7 @@ class Duties:
         self._repairs: list[Call] = []
         self._strangers: set[Lease] = set()
         self._idle_told = False
+        self._failed = False
         #: This connection has told who we are. Claims need that: jobs of an owner whom nobody knows are taken back.
         self.registered = False
         # When each is due, in monotonic seconds.
@@ -120,6 +129,16 @@ class Duties:
     def again(self) -> None:
         """Everything is due: nobody knows what became of the last batch."""
         self.heartbeat_at = self.lock_at = self.rescue_at = self.touch_at = self.reap_at = self.retire_at = 0.0
+
+    def failed(self) -> None:
+        """A batch of these has failed. A sign of life cannot wait for its next turn; the others can, and one may be at fault."""
+        self.heartbeat_at = self.lock_at = 0.0
+        self._failed = True
+
+    def have_their_turn(self) -> bool:
+        """False once after a failure: what has waited for them meanwhile goes first."""
+        failed, self._failed = self._failed, False
+        return not failed
 
     def judge_later(self, seconds: float) -> None:
         """Take nobody for dead before that: after an outage the others need a moment to come back, too."""

@@ -51,12 +51,12 @@ class Trouble:
         self._since = 0.0
         self._logged_at = 0.0
 
-    def met(self, error: psycopg.Error) -> None:
-        """The server refused a batch: wait, longer each time."""
+    def met(self, error: psycopg.Error, when: str = f"every {_LONGEST:g} s or less") -> None:
+        """The server refused a batch: wait, longer each time. when: how it is tried again, for the log."""
         now = self.pause()
         if now - self._logged_at > _QUIET or not self._logged_at:
             self._logged_at = now
-            warn(error, f"every {_LONGEST:g} s or less")
+            warn(error, when)
 
     def pause(self) -> float:
         """Wait, longer each time. Returns the moment."""

@@ -61,6 +61,13 @@ def loop_until(cycle: Cycle, done: Callable[[], bool], what: str) -> None:
     wait_until(turned, what)
 
 
+def sends_settlements(cycle: Cycle) -> bool:
+    """Whether the next batch has them in it. Duties, which go alone, are waited for."""
+    cycle.finish()
+    cycle.pump()
+    return not cycle.settlements
+
+
 class _Starting(Door):
     """A consumer whose claim starts one job, which is acknowledged late or early."""
 
@@ -125,12 +132,46 @@ def test_a_claim_in_trouble_stops_no_settlement_again_and_again(cycle: Cycle, da
     for lease, pause in ((first, 0.04), (second, 0.08)):
         cycle.settlements.complete(lease)
         cycle.claims.wake()
-        wait_until(lambda: cycle.pump() or cycle.session.busy, "the batch is sent")
+        wait_until(lambda: sends_settlements(cycle), "the batch is sent")
         sent = monotonic()
         loop_until(cycle, lambda: not cycle.session.busy, "the batch is over")
         assert one(database_url, "select status from job_queue where id = %s", (lease.id,)) == "completed"
         assert cycle.trouble.until > sent + pause
     assert not cycle.ready
+
+
+def test_a_clean_up_in_trouble_keeps_nothing_from_being_settled(cycle: Cycle, database_url: str) -> None:
+    """A statement_timeout again. A worker that may not clean up is still alive, and its jobs end."""
+    put(database_url, "old", "first")
+    first = claimed(cycle)
+    while first.job is None or first.job["task"] != "first":
+        cycle.settlements.complete(first)
+        cycle.exchange()
+        first = claimed(cycle)
+    rows(database_url, "update job_queue set finished_at = now() - interval '1 year' where task_name = 'old'")
+    rows(database_url, "update jobqueue.retirement set looked_at = '-infinity'")
+    rows(database_url, "create function slow() returns trigger language plpgsql as $$ begin"
+                       " raise exception 'canceling statement due to statement timeout' using errcode = '57014'; end $$;"
+                       " create trigger slow before delete on job_queue for each row execute function slow()")
+    duties = cycle.duties
+    duties.starts_on_delivery = False  # only workers clean up
+    duties.retire_at = 0.0
+    cycle.settlements.complete(first)
+    wait_until(lambda: cycle.pump() or cycle.session.busy, "a batch is sent")
+    loop_until(cycle, lambda: not cycle.session.busy, "it is over")
+    assert cycle.trouble.until > monotonic(), "it was refused"
+    beaten = "select heartbeat_at from jobqueue.worker"
+    before = one(database_url, beaten)
+
+    def settled() -> bool:
+        cycle.pump()
+        cycle.session.wait(0.05)
+        cycle.on_readable()
+        return one(database_url, "select status from job_queue where id = %s", (first.id,)) == "completed"
+
+    wait_until(settled, "the job is settled all the same", 5)
+    wait_until(lambda: settled() and one(database_url, beaten) > before, "and the worker is seen alive", 5)
+    assert duties.retire_at > monotonic() + 1, "the clean-up waits for its next turn"
 
 
 def test_a_settlement_that_is_refused_takes_back_no_claim(cycle: Cycle, database_url: str) -> None:

@@ -23,6 +23,7 @@ from celery_jobqueue.broker.publishing import Batch, Outgoing, PublishBatch, sen
 from celery_jobqueue.broker.session import Call
 from celery_jobqueue.broker.settlements import Failure, Lease, Result
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.starting import start_now
 from celery_jobqueue.broker.transient import send_call
 from celery_jobqueue.broker.trouble import first_line
 from celery_jobqueue.db.errors import ConfigurationError
@@ -338,7 +339,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 transport.cycle_.on_unreadable(id_, lease, task_id, error)
                 transport.settle_soon()
                 continue
-            if not transport.start_now([message]):  # else it came too late; perhaps there is another
+            if not start_now(transport.cycle_, [message]):  # else it came too late; perhaps there is another
                 return message
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Delivered | None:

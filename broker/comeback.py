@@ -71,7 +71,8 @@ def patiently(connect: Callable[[], None], seconds: float) -> None:
 
 def leaving() -> bool:
     """Whether this worker was told to shut down. Celery's orders are None, False or an exit code, which may be 0."""
-    return any(order is not None and order is not False for order in (worker_state.should_stop, worker_state.should_terminate))
+    orders = (worker_state.should_stop, worker_state.should_terminate)
+    return identity().leaving or any(order is not None and order is not False for order in orders)
 
 
 def _sleep(seconds: float) -> None:

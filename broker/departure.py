@@ -73,6 +73,7 @@ class Departure:
             return
         self._turning = False
         self._gate.shut()
+        self._gate.leave()
         self._leave(order)
         worker_state.maybe_shutdown()
 

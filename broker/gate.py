@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from threading import RLock
 from time import monotonic, time
 from typing import Any
 
+import psycopg
 from celery.worker import state as worker_state
 
 from celery_jobqueue.broker.carried import may_be_carried
@@ -16,6 +18,7 @@ from celery_jobqueue.broker.claims import Door, Places, text_array
 from celery_jobqueue.broker.comeback import leaving
 from celery_jobqueue.broker.endings import mark_unreadable
 from celery_jobqueue.broker.settlements import REFUSED, Failure, describe
+from celery_jobqueue.db.errors import ConfigurationError
 
 __all__ = ["Gate", "Pace"]
 
@@ -30,8 +33,8 @@ _MOST_QUICK = 50  # tasks; their names travel with every claim
 #: processes do within _QUICK: nobody else would have them done sooner. Each of them counts as started if the worker dies.
 _REACH = 32
 #: Seconds of work that a process has started ahead at most of quick tasks that are acknowledged early, and how many jobs that are
-#: at most, in the solo pool's one process too; at least it is one. Killed in between, the worker has lost them. 0, 1 and 3 jobs:
-#: 960, 2,070 and 3,140 jobs/s with two processes, and 7 are no faster; in the solo pool 3, 5 and 7: 2,410, 3,640 and 3,980.
+#: at most, and in the solo pool; at least it is one. Killed in between, the worker has lost them. 0, 1 and 3 jobs: 960, 2,070 and
+#: 3,140 jobs/s with two processes, and 7 are no faster; in the solo pool 3, 5 and 7: 2,410, 3,640 and 3,980.
 _RISKED, _MOST_RISKED, _MOST_RISKED_ALONE = 0.002, 3, 7
 #: Celery's worker_prefetch_multiplier, unless it is set; who sets a smaller one wants fewer jobs held than that.
 _USUAL_MULTIPLIER = 4
@@ -207,6 +210,7 @@ class Gate(Door):
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
         if getattr(request.message, "lease", None) is None:
+            self.on_entry()
             return self._enter_pool(request)
         request.job_gate = self
         if request.message.properties["job"].get("start"):  # by its claim
@@ -229,14 +233,18 @@ class Gate(Door):
         with self._lock:
             self._inside.pop(request, None)
             self._moved_at = monotonic()
-            follower = None
-            if request in self._in_pool:
-                self._in_pool.remove(request)
-                if self._lined_up and not self._shut:
-                    self._in_pool.add(follower := self._lined_up.popleft())
-        if follower is not None:
+            self._in_pool.discard(request)
+            followers: list[Any] = []
+            # A thread of the pool may end its job while the connection is lost: nobody knows whose the others are by now.
+            while self._lined_up and not self._shut and self._has_place(self._lined_up[0]) and self.transport.session.connected:
+                followers.append(self._lined_up.popleft())
+                self._in_pool.add(followers[-1])
+        for follower in followers:
             self._enter(follower)
         self._advance()
+
+    def _has_place(self, request: Any) -> bool:
+        return len(self._in_pool) < self._processes * (2 if request.task.acks_late else 1)
 
     def tend(self) -> None:
         """Give back what was started ahead and does not come to its turn."""
@@ -259,6 +267,16 @@ class Gate(Door):
     def shut(self) -> None:
         """The worker leaves at once: nothing is started any more. What waits here goes back with its channel."""
         self._shut = True
+
+    def leave(self) -> None:
+        """Give back what was started ahead, and say so at once: what runs may take long to end."""
+        executor = getattr(self._consumer.pool, "executor", None)
+        if executor is not None:  # its threads go on with what lies there, even after a cold shutdown
+            executor.shutdown(wait=False, cancel_futures=True)
+            self.transport.deaf = True
+        if self.give_back():
+            with suppress(psycopg.Error, ConfigurationError, OSError):
+                self.transport.cycle_.settle()
 
     def reset(self) -> None:
         """The connection was replaced: Celery has forgotten every request that is not in the pool yet."""
@@ -290,7 +308,7 @@ class Gate(Door):
 
     def _next(self) -> Any | None:
         with self._lock:
-            if self._shut or not self._waiting or len(self._inside) + self._promised >= self._room(self._waiting[0]):
+            if self._shut or leaving() or not self._waiting or len(self._inside) + self._promised >= self._room(self._waiting[0]):
                 return None
             if (self._inside or self._promised) and any(map(_runs_alone, (self._waiting[0], *self._inside))):
                 return None
@@ -314,8 +332,7 @@ class Gate(Door):
             self._hand_back(request)
             return
         with self._lock:
-            places = self._processes * (2 if request.task.acks_late else 1)
-            if self._in_turn and (self._lined_up or len(self._in_pool) >= places):
+            if self._in_turn and (self._lined_up or not self._has_place(request)):
                 self._moved_at = self._moved_at if self._lined_up else monotonic()
                 self._lined_up.append(request)
                 return
@@ -329,7 +346,7 @@ class Gate(Door):
         try:
             self._enter_pool(request)
         except Exception as error:  # a header that somebody wrote by hand
-            if leaving():  # a pool of threads that takes no more
+            if request.time_start is None and (leaving() or not self._consumer.pool.active):  # threads that take no more
                 self._hand_back(request)
                 return
             request.message.failure = Failure(f"the message cannot be read: {describe(error)}")

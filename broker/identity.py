@@ -36,6 +36,8 @@ class Identity:
     #: Seconds that it was lost the last time; seconds to wait before the next one, because they keep breaking.
     outage: float = 0.0
     pause: float = 0.0
+    #: A worker that has begun to shut down, whoever said so.
+    leaving: bool = False
     #: Of any connection: when it was lost, in monotonic seconds.
     lost_at: float = -inf
     #: What holds jobs of this process: each tells their ids.

@@ -12,9 +12,9 @@ from celery import states
 from celery.backends.asynchronous import BaseResultConsumer
 
 from celery_jobqueue.broker.claims import channel_of
-from celery_jobqueue.broker.pooling import changes_hands, prepares
+from celery_jobqueue.broker.pooling import changes_hands
 from celery_jobqueue.broker.session import Session
-from celery_jobqueue.broker.sessions import PATIENCE
+from celery_jobqueue.broker.sessions import PATIENCE, new_session
 from celery_jobqueue.broker.sql import Statement, statement
 
 __all__ = ["ResultConsumer"]
@@ -41,15 +41,10 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         with self._waiting_out_an_outage(0):
             self._listen()
 
-    def _new_session(self) -> Session:
-        settings = self.backend.settings
-        return Session(settings.conninfo, prepare=prepares(settings), timeout=settings.timeout,
-                       connect_timeout=settings.connect_timeout)
-
     def _listen(self) -> None:
         settings = self.backend.settings
         if self._session is None:
-            self._session = self._new_session()
+            self._session = new_session(self.backend.settings)
         fresh = not self._session.connected
         now = time.monotonic()
         self._session.connect()
@@ -116,7 +111,7 @@ class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
         if self._session is None and not self._waiting:
             self._waiting.add(task_id)
             self._pause = 0.02
-            self._session = self._new_session()
+            self._session = new_session(self.backend.settings)
             return
         self._waiting.add(task_id)
         self._pause = 0.02

@@ -309,6 +309,11 @@ class Session:
         with self._lock:
             self._finish()
 
+    def push(self) -> None:
+        """Wait until the kernel has all of the batch in flight. Raises as on_readable does."""
+        with self._lock:
+            self._finish(sent=True)
+
     def _finish(self, seconds: float | None = None, *, sent: bool = False) -> None:
         """Wait for the answer to the batch in flight; sent: only until the kernel has all of the batch."""
         deadline = monotonic() + (self.timeout if seconds is None else seconds)

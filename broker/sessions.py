@@ -19,7 +19,7 @@ from celery_jobqueue.broker.settings import Settings
 from celery_jobqueue.broker.settlements import Lease, warn_of_loss
 from celery_jobqueue.broker.sql import statement
 
-__all__ = ["PATIENCE", "finished", "lending", "run_patiently", "session_for", "still_held", "warn_if_lost"]
+__all__ = ["PATIENCE", "finished", "lending", "new_session", "run_patiently", "session_for", "still_held", "warn_if_lost"]
 
 #: The work is done: a restart or failover of the server must not lose what came of it. Seconds to go on trying.
 PATIENCE = 120.0
@@ -39,15 +39,21 @@ def session_for(settings: Settings) -> Session:
     key = (os.getpid(), settings.conninfo)
     sessions: dict[tuple[int, str], Session] = _local.__dict__.setdefault("sessions", {})
     if key not in sessions:
-        sessions[key] = Session(settings.conninfo, prepare=prepares(settings), timeout=settings.timeout,
-                                connect_timeout=settings.connect_timeout)
+        sessions[key] = new_session(settings)
     return sessions[key]
 
 
-def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0) -> list[list[Row]]:
+def new_session(settings: Settings) -> Session:
+    """A connection of the caller's own, which is opened when it is needed."""
+    return Session(settings.conninfo, prepare=prepares(settings), timeout=settings.timeout,
+                   connect_timeout=settings.connect_timeout)
+
+
+def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0, locks: bool = True) -> list[list[Row]]:
     """Run statements that may be repeated: a connection that died while it lay idle is no error.
 
-    patience: seconds to go on trying when there is no server. Not repeated inside of a transaction that somebody else ends.
+    patience: seconds to go on trying when there is no server; locks: and while somebody holds the lock of a row. Not repeated
+    inside of a transaction that somebody else ends.
     Raises psycopg.Error, SchemaError, ConfigurationError.
     """
     session = session_for(settings)
@@ -60,7 +66,8 @@ def run_patiently(settings: Settings, *calls: Call, patience: float = 0.0) -> li
                 raise
             raise trouble.explained(error) from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if session.in_transaction or trouble.for_good(error) or (fresh and time.monotonic() + pause > deadline):
+            refused = trouble.for_good(error) if locks else trouble.by_a_row(error)
+            if session.in_transaction or refused or (fresh and time.monotonic() + pause > deadline):
                 raise
             if fresh:
                 if pause == _PAUSE:

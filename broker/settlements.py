@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import psycopg
 from kombu.utils.encoding import safe_repr, safe_str
 
 from celery_jobqueue.broker.session import Call, Row
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.trouble import by_a_row
 from celery_jobqueue.broker.wire import quoted
 
 __all__ = [
@@ -94,6 +96,10 @@ class Flight:
     #: Settled to no effect. Mostly the job's result had settled it before; else the job is in other hands.
     doubtful: list[Lease] = field(default_factory=list)
 
+    def __add__(self, later: Flight) -> Flight:
+        return Flight(self.completed + later.completed, self.results + later.results, self.released + later.released,
+                      self.failed + later.failed, self.starts + later.starts, self.doubtful + later.doubtful)
+
     def __bool__(self) -> bool:
         return bool(self.completed or self.results or self.released or self.failed or self.starts or self.doubtful)
 
@@ -126,7 +132,7 @@ class Settlements:
         self.takes = 0
         self._lock = threading.RLock()  # a signal's handler may settle in the middle of settling
         self._next = Flight()
-        self._told: list[Flight] = []
+        self._telling: list[Flight] = []
 
     def __bool__(self) -> bool:
         return bool(self._next)
@@ -168,41 +174,57 @@ class Settlements:
     def take(self, *, starts: bool = True) -> Flight:
         """Everything that is waiting, to be sent now. `confirm` or `put_back` must follow. starts: those too."""
         with self._lock:
-            flight, self._next = self._next, Flight()
+            later = Flight(starts=[] if starts else self._next.starts)
+            flight, self._next = self._next, later
             if not starts:
-                self._next.starts, flight.starts = flight.starts, []
+                flight.starts = []
             self.takes += 1
             return flight
 
     def tell(self, run: Callable[..., list[list[Row]]]) -> None:
         """Have `run` settle what is waiting, past the cycle. Starts stay: whoever confirms them enters their jobs into the pool.
 
-        run: as Session.run; nothing is lost when it raises.
+        run: as Session.run; nothing is lost when it raises. What is refused because of its row is left to the cycle.
         """
-        flight = self.take(starts=False)
-        if not flight:
-            return
-        self._told.append(flight)
+        refused = Flight()
         try:
-            self.confirm(flight, run(*self.calls(flight)))
-        except BaseException:
-            self.put_back(flight)  # the cycle knows what to do where a row is refused
-            raise
+            while flight := self.take(starts=False):
+                self._telling.append(flight)
+                try:
+                    refused += self._tell(run, flight)
+                finally:
+                    self._telling.remove(flight)
         finally:
-            self._told.remove(flight)
+            self.put_back(refused)
+
+    def _tell(self, run: Callable[..., list[list[Row]]], flight: Flight) -> Flight:
+        parts, refused = [flight], Flight()
+        try:
+            while parts:
+                try:
+                    self.confirm(parts[0], run(*self.calls(parts[0])))
+                    del parts[0]
+                except psycopg.Error as error:
+                    if not by_a_row(error):
+                        raise
+                    part = parts.pop(0)
+                    if len(alone := part.split()) > 1:
+                        parts += alone
+                    else:
+                        refused += part
+        finally:
+            for part in parts:
+                self.put_back(part)
+        return refused
 
     def held(self) -> set[str]:
         """Ids of the jobs that are being settled past the cycle."""
-        return {id_ for flight in list(self._told) for id_ in flight.ids}
+        return {id_ for flight in list(self._telling) for id_ in flight.ids}
 
     def put_back(self, flight: Flight) -> None:
         """The batch did not get through, or nobody knows whether it did: the fence makes telling it again harmless."""
         with self._lock:
-            later = self._next
-            self._next = Flight(
-                flight.completed + later.completed, flight.results + later.results, flight.released + later.released,
-                flight.failed + later.failed, flight.starts + later.starts, flight.doubtful + later.doubtful,
-            )
+            self._next = flight + self._next
 
     def calls(self, flight: Flight) -> list[Call]:
         """The statements that carry this batch."""

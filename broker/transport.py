@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from time import monotonic, time
+from functools import partial
+from time import monotonic
 from typing import Any, ClassVar
 
 import psycopg
@@ -14,7 +15,7 @@ from kombu.transport import virtual
 from celery_jobqueue.broker import settings
 from celery_jobqueue.broker.channel import Channel, Delivered
 from celery_jobqueue.broker.collector import collected
-from celery_jobqueue.broker.comeback import leaving, patiently
+from celery_jobqueue.broker.comeback import patiently
 from celery_jobqueue.broker.cycle import Cycle
 from celery_jobqueue.broker.failover import install as _install_failover
 from celery_jobqueue.broker.flower_hook import install as _install_in_flower
@@ -23,12 +24,12 @@ from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.management import Management
 from celery_jobqueue.broker.masking import install as _install_masking
 from celery_jobqueue.broker.meeting import meet
-from celery_jobqueue.broker.pooling import prepares
 from celery_jobqueue.broker.pools import install as _install_pools
-from celery_jobqueue.broker.session import Call, Row, Session
-from celery_jobqueue.broker.sessions import session_for
-from celery_jobqueue.broker.settlements import Failure, Lease, settlements_for
+from celery_jobqueue.broker.session import Call, Row
+from celery_jobqueue.broker.sessions import PATIENCE, lending, new_session, run_patiently
+from celery_jobqueue.broker.settlements import Lease, settlements_for
 from celery_jobqueue.broker.sql import statement
+from celery_jobqueue.broker.starting import start_undelivered
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.waker import Waker
 from celery_jobqueue.broker.worker import install as _install_worker_steps
@@ -71,8 +72,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         super().__init__(client, **kwargs)
         _install_in_flower(client.alt)
         self.settings = settings.read(client)
-        self.session = Session(self.settings.conninfo, prepare=prepares(self.settings),
-                               timeout=self.settings.timeout, connect_timeout=self.settings.connect_timeout)
+        self.session, self._aside = new_session(self.settings), new_session(self.settings)
         self.settlements = settlements_for(settings.conninfos(client))
         self.topology = Topology(self.run, self._postpone)
         self.cycle_ = Cycle(self.session, self.settlements, self.settings.options, self._credit)
@@ -89,6 +89,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.leaving = False
         #: A job that is delivered runs at once, in the thread that delivers it.
         self.runs_jobs = False
+        #: The worker leaves, and the loop may be waiting for the threads of its pool: those settle their jobs themselves.
+        self.deaf = False
         self._waker = Waker()
         self._drainer: int | None = None
 
@@ -202,7 +204,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 if self._closed:
                     raise RecoverableConnectionError("this connection is closed")
                 self.cycle_.turn()
-                self._start_undelivered()
+                if self.cycle_.starts_on_delivery:
+                    start_undelivered(self.cycle_)
                 if self._deliver_next():
                     while self._deliver_next():
                         pass
@@ -223,43 +226,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         finally:
             self._drainer = None
 
-    def _start_undelivered(self) -> None:
-        """Outside of a worker nobody else starts jobs: being delivered is being started."""
-        if not self.cycle_.starts_on_delivery:
-            return
-        ready = self.cycle_.ready
-        while True:
-            held = len(ready)
-            dropped = self.start_now([message for _, message in ready])
-            arrived = len(ready) > held  # while these were started: a claim that was on its way
-            for delivery in [delivery for delivery in ready if delivery[1] in dropped]:
-                ready.remove(delivery)
-            if not arrived:
-                return
-
-    def start_now(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Start these claimed jobs. Returns those that must not be delivered: lost meanwhile, or come too late."""
-        dropped: list[dict[str, Any]] = []
-        for message in messages:
-            job = message["properties"].get("job")
-            if job is None or job.get("start"):
-                continue
-            lease = Lease.of(job)
-            if job["expires"] is not None and job["expires"] < time():
-                self.settlements.fail(lease, Failure("expired"))
-                dropped.append(message)
-                continue
-
-            def started(attempts: int, max_attempts: int, start: int, message: dict[str, Any] = message) -> None:
-                message["properties"]["job"].update(attempts=attempts, max_attempts=max_attempts, start=start)
-                if not attempts:
-                    dropped.append(message)
-
-            self.settlements.start(lease, False, started)
-        if self.settlements:
-            self.cycle_.settle()
-        return dropped
-
     def unreadable(self, raw: dict[str, Any], error: Exception) -> None:
         """A job's message stopped its consumer."""
         job, headers = raw["properties"]["job"], raw["headers"]
@@ -275,10 +241,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def settle_soon(self) -> None:
         """Something was put into the settlements: have it sent."""
-        if self._closed:
-            if leaving():  # a thread of the pool has run on, and no loop turns any more
-                with contextlib.suppress(psycopg.Error, OSError):
-                    self.settlements.tell(session_for(self.settings).run)
+        if self.deaf and self._loop_thread not in (0, threading.get_ident()):
+            with contextlib.suppress(psycopg.Error, OSError), lending(self.settings.conninfo, self._aside):
+                self.settlements.tell(partial(run_patiently, self.settings, patience=PATIENCE, locks=False))
+        elif self._closed:
+            return
         elif not any(channel.consuming for channel in self.channels):
             # Consumers are cancelled (shutdown): the loop may not turn again, and what is not flushed runs twice.
             with contextlib.suppress(psycopg.Error, OSError):
@@ -364,6 +331,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 if self.session.busy:
                     self.cycle_.on_readable()
                 self.cycle_.pump()
+                self.session.push()  # half of a batch would hold its locks while the next job runs
             if monotonic() >= until:
                 break
         if self.cycle_.ready:

@@ -32,7 +32,6 @@ from celery_jobqueue.broker.retries import retry_automatically
 from celery_jobqueue.broker.settlements import Failure, Lease, describe
 from celery_jobqueue.broker.stale import refuse_stale
 from celery_jobqueue.broker.trouble import explained
-from celery_jobqueue.db.errors import ConfigurationError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["JobQueueStep", "install"]
@@ -72,7 +71,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The consumer has a connection."""
         transport = consumer.connection.transport
         me = identity()
-        me.name = consumer.hostname
+        me.name, me.leaving = consumer.hostname, False
         transport.settlements.worker = consumer.hostname
         transport.cycle_.duties.starts_on_delivery = False
         transport.cycle_.duties.on_lost = lambda rows: tell_celery(consumer.app, rows)
@@ -106,13 +105,14 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def stop(self, consumer: Any) -> None:
         """The connection is lost or given up."""
+        # `control.shutdown` sets none of Celery's flags.
+        identity().leaving = identity().leaving or consumer.blueprint.state != bootsteps.RUN
         if self._pulse is not None:
             self._pulse.stop(wait=leaving())
         with suppress(*consumer.connection_errors):
             consumer._flush_events()
-        if leaving() and self.gate.give_back():
-            with suppress(psycopg.Error, ConfigurationError, OSError):  # at once: what runs may take long to end
-                self.gate.transport.cycle_.settle()
+        if leaving():
+            self.gate.leave()
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """For `inspect stats` and Flower. kombu's host name is our whole URL, so Celery's own entry would show the password."""

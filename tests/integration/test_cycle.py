@@ -208,8 +208,8 @@ def test_a_result_is_taken_from_who_has_the_job(cycle: Cycle, database_url: str,
 
 def test_what_is_settled_while_the_loop_runs_a_job_is_told_past_it(cycle: Cycle, database_url: str) -> None:
     """In the solo pool: the loop comes back when the job is over."""
-    put(database_url, *["done"] * 2, "failed", "refused", "next")
-    done, other, failed, refused, following = (claimed(cycle) for _ in range(5))
+    put(database_url, "done", "other", "failed", "again", "refused", "last", "next")
+    done, other, failed, again, refused, last, following = (claimed(cycle) for _ in range(7))
     rows(database_url, "create function veto() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
                        " create trigger veto before update on job_queue for each row"
                        " when (new.task_name = 'refused' and new.status = 'completed') execute function veto()")
@@ -228,10 +228,16 @@ def test_what_is_settled_while_the_loop_runs_a_job_is_told_past_it(cycle: Cycle,
         wait_until(lambda: not settlements.held(), "it is known so here")
         assert one(database_url, "select result from job_queue where id = %s", (done.id,)) == "1"
         assert settlements, "the start is left to who runs the job"
+        rows(database_url, f"select pg_terminate_backend({pulse._session._pgconn().backend_pid})")
+        settlements.complete(again)
+        pulse.watch()
+        wait_until(lambda: one(database_url, over) == 4, "it is told on another connection")
         settlements.complete(refused)
         takes = settlements.takes
+        settlements.complete(last)
         pulse.watch()
-        wait_until(lambda: settlements.takes > takes and not settlements.held(), "another one is refused")
+        wait_until(lambda: one(database_url, over) == 5, "what is told with one that is refused is settled")
+        wait_until(lambda: settlements.takes > takes and not settlements.held(), "and that is known")
     finally:
         pulse.stop(wait=True)
     assert not pulse.is_alive()

@@ -82,26 +82,6 @@ def test_solo_gives_back_what_it_does_not_come_to(app: Celery, database_url: str
 
 
 @pytest.mark.parametrize("acks", ["early", "late"])
-def test_threads_that_run_on_after_a_cold_shutdown_take_nothing_along(acks: str, app: Celery, database_url: str,
-                                                                      start_worker: Start, quick: str, tmp_path: Path) -> None:
-    worker = start_worker("-P", "threads", "-c", "1", "--prefetch-multiplier", "8", TEST_ACKS=acks)
-    wait_until(lambda: most_started(database_url, app, quick) >= 2, "the worker knows that the task is quick")
-    begin(database_url)
-    slow, *_ = publish(app, [str(tmp_path / "slow"), *[quick] * 20])
-    wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
-    worker.process.send_signal(signal.SIGQUIT)
-    untouched = "select count(*) from job_queue where status = 'pending' and owner is null and (attempts, total_starts) = (0, 0)"
-    # Acknowledged late, the one that runs on goes back as well: it is to run again.
-    wait_until(lambda: one(database_url, untouched) == 20 + (acks == "late"), "the others go back")
-    (tmp_path / "slow.go").touch()
-    assert worker.stop() == 0
-    assert one(database_url, untouched) == 20 + (acks == "late")
-    if acks == "early":
-        assert slow.get(timeout=30) == "went"
-        assert one(database_url, "select status from job_queue where task_id = %s", (slow.id,)) == "completed"
-
-
-@pytest.mark.parametrize("acks", ["early", "late"])
 def test_while_a_task_becomes_known_as_quick_nothing_stands_in_its_own_way(acks: str, app: Celery, database_url: str,
                                                                            start_worker: Start) -> None:
     """Then a job that is about to start meets one that its claim has started: the pool was empty, and both stood in line."""

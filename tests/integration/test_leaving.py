@@ -1,0 +1,141 @@
+"""Workers that leave: what they have not begun goes back, and nothing that runs on in a thread takes it along."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.support import leaving_app
+from tests.support.database import one, rows
+from tests.support.quick import begin, most_of, publish, watch
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
+
+Start = Callable[..., Worker]
+
+UNTOUCHED = "select count(*) from job_queue where status = 'pending' and owner is null and (attempts, total_starts) = (0, 0)"
+
+
+@pytest.fixture
+def quick(database_url: str, tmp_path: Path) -> str:
+    """What t.wait does not wait for."""
+    return watch(database_url, "status = 'processing'", tmp_path)
+
+
+def behind_a_slow_one(url: str, app: Celery, quick: str, slow: Path, task: str = "t.wait") -> Any:
+    """A worker takes its task for quick, then meets a run that is not, with twenty others behind it. Returns that one."""
+    wait_until(lambda: most_of(url, app, quick, 50, task) >= 2, "the worker knows that the task is quick")
+    begin(url)
+    result, *_ = publish(app, [str(slow), *[quick] * 20], task)
+    wait_until(slow.exists, "the one that is slow this time runs")
+    return result
+
+
+@pytest.mark.parametrize("acks", ["early", "late"])
+def test_threads_that_run_on_after_a_cold_shutdown_take_nothing_along(acks: str, app: Celery, database_url: str,
+                                                                      start_worker: Start, quick: str, tmp_path: Path) -> None:
+    worker = start_worker("-P", "threads", "-c", "1", "--prefetch-multiplier", "8", TEST_ACKS=acks)
+    slow = behind_a_slow_one(database_url, app, quick, tmp_path / "slow")
+    ran = worker.text.count("succeeded in")
+    worker.process.send_signal(signal.SIGQUIT)
+    # Acknowledged late, the one that runs on goes back as well: it is to run again.
+    wait_until(lambda: one(database_url, UNTOUCHED) == 20 + (acks == "late"), "the others go back")
+    (tmp_path / "slow.go").touch()
+    assert worker.stop() == 0
+    assert one(database_url, UNTOUCHED) == 20 + (acks == "late")
+    assert worker.text.count("succeeded in") <= ran + 1
+    if acks == "early":
+        assert slow.get(timeout=30) == "went"
+        assert one(database_url, "select status from job_queue where task_id = %s", (slow.id,)) == "completed"
+
+
+@pytest.mark.parametrize(("acks", "how"), [
+    ("early", "shutdown"), ("early", "SIGTERM"), ("early", "soft"), ("late", "shutdown"), ("late", "SIGTERM")])
+def test_threads_that_leave_finish_what_runs_and_give_back_the_rest(acks: str, how: str, app: Celery, database_url: str,
+                                                                    start_worker: Start, quick: str, tmp_path: Path) -> None:
+    worker = start_worker("-P", "threads", "-c", "1", "--prefetch-multiplier", "8", TEST_ACKS=acks,
+                          app="tests.support.leaving_app", TEST_SOFT=5 if how == "soft" else 0)
+    slow = behind_a_slow_one(database_url, app, quick, tmp_path / "slow")
+    if how == "shutdown":
+        app.control.shutdown()
+    else:
+        worker.process.send_signal(signal.SIGQUIT if how == "soft" else signal.SIGTERM)
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'processing'") <= 2, "the line goes back")
+    assert worker.process.poll() is None, "the one that runs is waited for"
+    (tmp_path / "slow.go").touch()
+    assert worker.process.wait(30) == 0
+    assert slow.get(timeout=30) == "went"
+    assert one(database_url, UNTOUCHED) == 20
+    assert rows(database_url, "select 1 from job_queue where status not in ('pending', 'completed') or errors is not null") == []
+
+
+def test_an_early_job_does_not_wait_in_the_pool_behind_a_late_one(app: Celery, database_url: str, start_worker: Start,
+                                                                  quick: str, tmp_path: Path) -> None:
+    """After a cold shutdown the pool would run it, and it has gone back."""
+    leaving_app.add_tasks(app)
+    worker = start_worker("-P", "threads", "-c", "1", "--prefetch-multiplier", "8", TEST_ACKS="early",
+                          app="tests.support.leaving_app")
+    behind = tmp_path / "behind"
+    for task in ("t.wait", "t.wait_late"):
+        wait_until(lambda task=task: most_of(database_url, app, quick, 50, task) >= 2, "the worker knows that both are quick")
+    with app.producer_or_acquire() as producer, producer.batch():
+        for name, path in (("t.wait_late", quick), ("t.wait_late", tmp_path / "slow"), ("t.wait", behind)):
+            last = app.tasks[name].apply_async((str(path), 1), producer=producer)
+    wait_until((tmp_path / "slow").exists, "the late one runs")
+    worker.process.send_signal(signal.SIGQUIT)
+    wait_until(lambda: one(database_url, UNTOUCHED) >= 1, "what has not begun goes back")
+    (tmp_path / "slow.go").touch()
+    assert worker.process.wait(30) == 0
+    untouched = "select (status, attempts) = ('pending', 0) from job_queue where task_id = %s"
+    assert one(database_url, untouched, (last.id,))
+    assert not behind.exists()
+
+
+def test_threads_that_leave_start_nothing_more(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
+    worker = start_worker("-P", "threads", "-c", "20", "--prefetch-multiplier", "4", TEST_ACKS="early")
+    rows(database_url, """
+        create table public.started (id uuid);
+        create function watch() returns trigger language plpgsql security definer as $$
+        begin insert into public.started values (new.id); return null; end $$;
+        create trigger watch after update on job_queue for each row
+            when (old.status = 'pending' and new.status = 'processing') execute function watch()""")
+    publish(app, [str(tmp_path / "slow")] * 80)
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where owner is not null") == 80, "all are held")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'processing'") == 20, "the pool is full")
+    worker.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "Warm shutdown" in worker.text, "it leaves")
+    (tmp_path / "slow.go").touch()
+    assert worker.process.wait(30) == 0
+    assert one(database_url, UNTOUCHED) == 60
+    assert one(database_url, "select count(*) from started") == 20
+    assert one(database_url, "select count(*) from job_queue where status = 'completed'") == 20
+
+
+def test_a_solo_job_that_leaves_with_its_worker_is_not_given_back(app: Celery, database_url: str, start_worker: Start,
+                                                                  tmp_path: Path) -> None:
+    """It has run, and is to run once."""
+    leaving_app.add_tasks(app)
+    worker = start_worker("-P", "solo", TEST_ACKS="early", app="tests.support.leaving_app")
+    app.tasks["t.exit"].delay(str(tmp_path / "last"))
+    wait_until((tmp_path / "last").exists, "it runs")
+    worker.process.send_signal(signal.SIGTERM)
+    (tmp_path / "last.go").touch()
+    assert worker.process.wait(30) == 0
+    assert rows(database_url, "select status, attempts from job_queue") == [{"status": "failed", "attempts": 1}]
+
+
+@pytest.mark.parametrize("acks", ["early", "late"])
+def test_a_solo_job_gets_the_result_of_the_one_before_it(acks: str, app: Celery, start_worker: Start) -> None:
+    """The loop could tell of it when this job is over only."""
+    leaving_app.add_tasks(app)
+    start_worker("-P", "solo", "--prefetch-multiplier", "8", TEST_ACKS=acks, app="tests.support.leaving_app")
+    for _ in range(5):
+        with app.producer_or_acquire() as producer, producer.batch():
+            parts = [app.tasks["t.add"].apply_async((n, n), producer=producer) for n in range(4)]
+            waiting = app.tasks["t.fetch"].apply_async((parts[-1].id,), producer=producer)
+        assert waiting.get(timeout=40) == 6

@@ -50,10 +50,13 @@ def main() -> int:
     options.add_argument("--jobs", type=int, help="so many jobs instead of each scenario's own number")
     options.add_argument("--small", action="store_true", help="as few jobs as in `make test`")
     options.add_argument("--repeat", type=int, default=1, help="run each so often, each time with another seed")
+    options.add_argument("--pool", choices=("threads", "solo"), help="of the workers; not every scenario makes sense there")
     options.add_argument("--keep", action="store_true", help="keep logs and ledgers, and say where")
     chosen = options.parse_args()
     if unknown := set(chosen.names) - set(SCENARIOS):
         options.error(f"no scenario {', '.join(sorted(unknown))}; there are: {', '.join(SCENARIOS)}")
+    if chosen.pool:
+        os.environ["FAULTS_POOL"] = chosen.pool
     selected = [SCENARIOS[name] for name in chosen.names] or list(SCENARIOS.values())
     if chosen.list:
         for each in selected:

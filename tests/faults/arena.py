@@ -140,7 +140,11 @@ class Arena:
     # -- workers and harm ---------------------------------------------------------------------------------------------
 
     def start_worker(self, *options: str, url: str | None = None, **env: Any) -> workers.Worker:
-        """A worker of tests/faults/app.py, ready; FAULTS_ACKS, FAULTS_OPTIONS, FAULTS_SETTINGS as env."""
+        """A worker of tests/faults/app.py, ready; FAULTS_ACKS, FAULTS_OPTIONS, FAULTS_SETTINGS as env. FAULTS_POOL says with
+        which pool, unless the scenario does.
+        """
+        if (pool := os.environ.get("FAULTS_POOL")) and "-P" not in options:
+            options = (*options, "-P", pool)
         running = self._stack.enter_context(workers.worker(
             url or self.worker_url or self.url, self.folder, "tests.faults.app", *options, FAULTS_LEDGER=self.ledger, **env))
         self.workers.append(running)

@@ -1,7 +1,6 @@
 """What a consuming connection does in one round trip: settle, start, claim, read transient messages. All of it commits together,
-but for claims, which do not wait until what is settled is on disk, and for duties: a clean-up that the server gives up
-(statement_timeout) shall take no settlement with it. In a worker the batch is sent without waiting (`pump`, then `on_readable`);
-`drain` does the same for consumers that block.
+but for claims, which do not wait until what is settled is on disk, and for the clean-up, which a statement_timeout may end. In a
+worker the batch is sent without waiting (`pump`, then `on_readable`); `drain` does the same for consumers that block.
 """
 
 from __future__ import annotations
@@ -105,17 +104,17 @@ class Cycle:
 
     def plan(self, now: float, may_split: bool = False) -> Plan:
         """The next batch; empty when there is nothing to say. may_split: its claims may be a transaction of their own."""
-        self.door.tend()
-        if (duties := self._plan_duties(now)).calls:
-            return duties.as_it_may_be()
         plan = Plan()
+        self.plan_listening(plan)
+        self.duties.plan(plan, now)
+        self.door.tend()
         if flight := self.settlements.take():
             may_split = may_split and not flight.starts  # a job that is started by its claim shall not overtake these
             self.plan_flight(plan, flight)
         claims = Plan()
-        if self.duties.registered and not (self.settling or self.refusals.owes_claims):
+        if not (self.settling or self.refusals.owes_claims):
             self.plan_claims(claims, now)
-        if may_split and claims.calls and plan.durable:
+        if may_split and self.duties.registered and claims.calls and plan.durable:
             # 7 % more jobs/s at a prefetch of 8, median of three pairs. Jobs acknowledged early, whose start has to be on disk,
             # run while what was settled is written: 12 % more, four pairs.
             if not claims.durable:
@@ -127,13 +126,8 @@ class Cycle:
         if (events_at := self.outbox.due) is not None and now >= events_at:
             for call in self.outbox.calls():
                 plan.add(call, ignore)
-        return plan.as_it_may_be()
-
-    def _plan_duties(self, now: float) -> Plan:
-        plan = Plan(of_duties=True)
-        if not self.settling and self.duties.have_their_turn():
-            self.plan_listening(plan)
-            self.duties.plan(plan, now)
+        if plan.lazy and not plan.durable:
+            plan.commit_asynchronously()
         return plan
 
     def plan_listening(self, plan: Plan) -> None:
@@ -215,7 +209,7 @@ class Cycle:
 
     def _take(self, plan: Plan, answers: list[list[Row]]) -> None:
         self._sent = None
-        if plan.refused is None and not plan.of_duties and (plan.ahead is None or plan.ahead.answered):
+        if plan.refused is None and (plan.ahead is None or plan.ahead.answered):
             self.trouble.over()
         plan.take(answers)
 
@@ -260,6 +254,10 @@ class Cycle:
         """Wait for the answer to the batch in flight. Raises as on_readable does."""
         self._waiting_out(self.session.finish)
 
+    def push(self) -> None:
+        """Wait until what was sent has left this process. Raises as on_readable does."""
+        self._waiting_out(self.session.push)
+
     def _waiting_out(self, collect: Callable[[], None]) -> None:
         try:
             collect()
@@ -294,7 +292,7 @@ class Cycle:
         if not self._bearable(error):
             self.lost_connection()
             return False
-        if sent is not None and sent.refused is not None and by_a_row(error):
+        if sent is not None and sent.refused is not None and (sent.can_wait or by_a_row(error)):
             sent.refused(error)
             self._in_flight.clear()  # a refusal keeps what was in it
             return True
@@ -303,12 +301,10 @@ class Cycle:
             self.trouble.pause()
             self.refusals.send_apart()
         else:
-            if sent is not None and sent.of_duties:
-                self.duties.failed()
-                self.trouble.met(error, "when its turn comes")
-            else:
-                self.trouble.met(error)
+            self.trouble.met(error)
             self.claims.wake()
+            if sent is not None:  # else only what went ahead has failed
+                self.duties.again()
         self.mailbox.look()
         return True
 
@@ -319,12 +315,11 @@ class Cycle:
         """One batch, waited for: everything that is to be settled is in the database afterwards."""
         try:
             self.session.finish()
-            while (plan := self._next_plan(monotonic())).calls:
+            plan = self._next_plan(monotonic())
+            if plan.calls:
                 self.session.connect()
                 self._sent = plan
                 self._take(plan, self.session.run(*plan.calls))
-                if not plan.of_duties:
-                    break
         except psycopg.Error as error:
             self.bears(error)
             raise
@@ -344,7 +339,8 @@ class Cycle:
             self.settling = False
 
     def _next_plan(self, now: float, may_split: bool = False) -> Plan:
-        return self.refusals.plan(now) or self.plan(now, may_split)
+        apart = self.refusals.plan(now) or (None if self.settling else self.duties.clean_up(now, self.trouble.met))
+        return apart or self.plan(now, may_split)
 
     def register(self) -> None:
         """Make this process a known owner of jobs, for a claim outside of the cycle."""

@@ -71,9 +71,9 @@ class Departure:
         order, self._order = self._order, None
         if order is None:
             return
-        self._turning = False
         self._gate.shut()
         self._gate.leave()
+        self._turning = False
         self._leave(order)
         worker_state.maybe_shutdown()
 

@@ -22,14 +22,12 @@ __all__ = ["Duties", "Plan", "ignore"]
 #: Seconds between two counts of the own jobs, and how long after a lost connection a claim may still arrive: libpq's
 #: tcp_user_timeout ends what was sent and not received after 30 s.
 _COUNT, _LATE = 2.0, 120.0
-#: Seconds that the clean-up may come early, to share a batch with others.
-_COMPANY = 0.5
-#: The part of its interval that a sign of life may come early, to share the statement that its transaction need not wait for the
-#: disk; for that the queues are touched with the clean-up. When each went alone, an idle worker ran 2.13 statements/s.
+#: The part of its interval that a sign of life may come early, to share with the touching of queues the statement that its
+#: transaction need not wait for the disk. When each went alone, an idle worker ran 2.13 statements/s.
 _EARLY = 0.25
 #: So many jobs deleted or emptied by one step of the clean-up mean that more lie there, and the next step comes after so many
 #: seconds. The server lets nobody step sooner than two seconds after the last, whoever that was.
-_MANY, _SOON = 300, 2.0 + _COMPANY
+_MANY, _SOON = 300, 2.1
 
 
 @dataclass(slots=True)
@@ -42,10 +40,10 @@ class Plan:
     #: A batch that is neither (looks, and transient messages, whose table is unlogged) has nothing to wait for.
     durable: bool = False
     lazy: bool = False
-    #: Nothing in it but what is due from time to time.
-    of_duties: bool = False
     #: Told when the server has refused this, sent alone; None: it is sent with everything else.
     refused: Callable[[psycopg.Error], None] | None = None
+    #: Then told whatever the reason was; where that was no row, others are sent again at once.
+    can_wait: bool = False
     #: A transaction of its own that goes out in front and is answered first.
     ahead: Plan | None = None
     answered: bool = False
@@ -70,12 +68,6 @@ class Plan:
         """Do not wait for the disk."""
         self.calls.insert(0, (statement("asynchronous_commit"), ()))
         self.takers.insert(0, ignore)
-
-    def as_it_may_be(self) -> Plan:
-        """This one, waiting for the disk only if it has to."""
-        if self.lazy and not self.durable:
-            self.commit_asynchronously()
-        return self
 
     def take(self, answers: list[list[Row]]) -> None:
         """Hand out the answers to the calls."""
@@ -105,7 +97,6 @@ class Duties:
         self._repairs: list[Call] = []
         self._strangers: set[Lease] = set()
         self._idle_told = False
-        self._failed = False
         #: This connection has told who we are. Claims need that: jobs of an owner whom nobody knows are taken back.
         self.registered = False
         # When each is due, in monotonic seconds.
@@ -127,18 +118,8 @@ class Duties:
             self.count_jobs()
 
     def again(self) -> None:
-        """Everything is due: nobody knows what became of the last batch."""
-        self.heartbeat_at = self.lock_at = self.rescue_at = self.touch_at = self.reap_at = self.retire_at = 0.0
-
-    def failed(self) -> None:
-        """A batch of these has failed. A sign of life cannot wait for its next turn; the others can, and one may be at fault."""
-        self.heartbeat_at = self.lock_at = 0.0
-        self._failed = True
-
-    def have_their_turn(self) -> bool:
-        """False once after a failure: what has waited for them meanwhile goes first."""
-        failed, self._failed = self._failed, False
-        return not failed
+        """Everything is due that shares a batch with others: nobody knows what became of the last."""
+        self.heartbeat_at = self.lock_at = self.rescue_at = self.touch_at = self.reap_at = 0.0
 
     def judge_later(self, seconds: float) -> None:
         """Take nobody for dead before that: after an outage the others need a moment to come back, too."""
@@ -168,21 +149,15 @@ class Duties:
     def plan(self, plan: Plan, now: float) -> None:
         """Put in what is due at this moment."""
         options = self.options
-        retires = self.owns_jobs and not self.starts_on_delivery and now >= self.retire_at - _COMPANY
-        touches = bool(self._transient) and (retires or now >= self.touch_at)
+        touches = bool(self._transient) and now >= self.touch_at
         if self.owns_jobs:
-            self.plan_registration(plan, now, _EARLY * options.heartbeat if retires or touches else 0.0)
+            self.plan_registration(plan, now, _EARLY * options.heartbeat if touches else 0.0)
             if now >= self.rescue_at:
                 self.rescue_at = now + options.rescue
                 plan.add((statement("rescue"), (identity().id, interval(options.grace))), self._take_lost)
             if now >= self._count_at:
                 self._count_at = now + _COUNT if now < self._count_until else inf
                 plan.add((statement("owned"), (identity().id,)), self._take_owned)
-            if retires:
-                self.retire_at = now + options.retire
-                plan.lazy = True
-                plan.add((statement("retire"), tuple(map(interval, (
-                    options.keep_completed, options.keep_failed, *self.expiries)))), self._take_retired)
         if touches:
             self.touch_at = now + options.touch
             plan.lazy = True
@@ -193,6 +168,26 @@ class Duties:
         if (self._transient or self.owns_jobs) and now >= self.reap_at:
             self.reap_at = now + options.reap
             plan.add((statement("reap"), ()), ignore)
+
+    def clean_up(self, now: float, trouble: Callable[[psycopg.Error, str], None]) -> Plan | None:
+        """The next step of the clean-up, alone: one that the server gives up shall take nothing with it. None: it is not due.
+
+        trouble: told of that error, and when it is tried again. The next turn is counted from the answer: a step that takes long
+        shall leave time for the work.
+        """
+        options = self.options
+        if not self.owns_jobs or self.starts_on_delivery or now < self.retire_at or now >= self.heartbeat_at:
+            return None  # a sign of life goes first
+
+        def again_later(error: psycopg.Error) -> None:
+            self.retire_at = monotonic() + options.retire
+            trouble(error, f"in {options.retire:g} s")
+
+        self.retire_at = now + options.retire
+        plan = Plan(refused=again_later, can_wait=True)
+        plan.add((statement("retire"), tuple(map(interval, (
+            options.keep_completed, options.keep_failed, *self.expiries)))), self._take_retired)
+        return plan
 
     def plan_registration(self, plan: Plan, now: float, early: float = 0.0) -> None:
         """Become a known owner of jobs, and stay one. early: seconds that a sign of life may come before it is due."""
@@ -224,8 +219,7 @@ class Duties:
         self.registered = True
 
     def _take_retired(self, rows: list[Row]) -> None:
-        if int(rows[0][0] or 0) >= _MANY:
-            self.retire_at = monotonic() + _SOON
+        self.retire_at = monotonic() + (_SOON if int(rows[0][0] or 0) >= _MANY else self.options.retire)
 
     def _take_missing(self, rows: list[Row]) -> None:
         # A task of the solo pool, or a suspended machine, kept this process from touching its queues in time.

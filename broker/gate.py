@@ -17,6 +17,7 @@ from celery_jobqueue.broker.carried import may_be_carried
 from celery_jobqueue.broker.claims import Door, Places, text_array
 from celery_jobqueue.broker.comeback import leaving
 from celery_jobqueue.broker.endings import mark_unreadable
+from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.settlements import REFUSED, Failure, describe
 from celery_jobqueue.db.errors import ConfigurationError
 
@@ -41,7 +42,7 @@ _USUAL_MULTIPLIER = 4
 #: Seconds without an end of any job, after which what was started ahead goes back: what runs is not quick after all.
 _HELD_UP = 1.0
 #: The pools that run jobs while the worker's own thread is free to give back what does not come to its turn.
-_IN_TURN = ("celery.concurrency.prefork", "celery.concurrency.thread")
+_PREFORK, _THREADS = "celery.concurrency.prefork", "celery.concurrency.thread"
 #: The one that runs a job where it is delivered, and nothing else until that is over.
 _SOLO = "celery.concurrency.solo"
 
@@ -98,7 +99,8 @@ class Gate(Door):
         self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
         self._shut = False
         pool = consumer.pool.__class__.__module__
-        self._in_turn = pool in _IN_TURN
+        self._threads = pool == _THREADS
+        self._in_turn = pool in (_PREFORK, _THREADS)
         #: The pool runs a job where it is delivered.
         self.solo = pool == _SOLO
         self._names: tuple[list[str], list[str]] = [], []
@@ -204,8 +206,9 @@ class Gate(Door):
             return self._processes
         if request.name in self.pace.quick and all(self._inside.values()):
             return max(2 * self._processes, self._window)
-        # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task.
-        return self._processes if self.solo else 2 * self._processes
+        # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task. Threads
+        # have no pipes, and what waits in line goes back after _HELD_UP.
+        return self._processes if self.solo or self._threads else 2 * self._processes
 
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
@@ -236,7 +239,8 @@ class Gate(Door):
             self._in_pool.discard(request)
             followers: list[Any] = []
             # A thread of the pool may end its job while the connection is lost: nobody knows whose the others are by now.
-            while self._lined_up and not self._shut and self._has_place(self._lined_up[0]) and self.transport.session.connected:
+            goes_on = bool(self._lined_up) and not (self._shut or leaving()) and self.transport.session.connected
+            while goes_on and self._lined_up and self._has_place(self._lined_up[0]):
                 followers.append(self._lined_up.popleft())
                 self._in_pool.add(followers[-1])
         for follower in followers:
@@ -244,7 +248,8 @@ class Gate(Door):
         self._advance()
 
     def _has_place(self, request: Any) -> bool:
-        return len(self._in_pool) < self._processes * (2 if request.task.acks_late else 1)
+        # A process has the next one in its pipe while it tells of the last; a thread enters the next one itself.
+        return len(self._in_pool) < self._processes * (2 if request.task.acks_late and not self._threads else 1)
 
     def tend(self) -> None:
         """Give back what was started ahead and does not come to its turn."""
@@ -270,10 +275,12 @@ class Gate(Door):
 
     def leave(self) -> None:
         """Give back what was started ahead, and say so at once: what runs may take long to end."""
-        executor = getattr(self._consumer.pool, "executor", None)
-        if executor is not None:  # its threads go on with what lies there, even after a cold shutdown
-            executor.shutdown(wait=False, cancel_futures=True)
-            self.transport.deaf = True
+        identity().leaving = True
+        if self.transport is None:
+            return
+        if self._threads:  # they go on with what lies in their queue, even after a cold shutdown
+            self._consumer.pool.executor.shutdown(wait=False, cancel_futures=True)
+            self.transport.settlements.deaf = True
         if self.give_back():
             with suppress(psycopg.Error, ConfigurationError, OSError):
                 self.transport.cycle_.settle()
@@ -346,8 +353,8 @@ class Gate(Door):
         try:
             self._enter_pool(request)
         except Exception as error:  # a header that somebody wrote by hand
-            if request.time_start is None and (leaving() or not self._consumer.pool.active):  # threads that take no more
-                self._hand_back(request)
+            if request.time_start is None and (self._shut or leaving() or not self._consumer.pool.active):
+                self._hand_back(request)  # to threads that take no more
                 return
             request.message.failure = Failure(f"the message cannot be read: {describe(error)}")
             mark_unreadable(self._consumer.app, request.message.lease, request.id, error)

@@ -96,10 +96,6 @@ class Flight:
     #: Settled to no effect. Mostly the job's result had settled it before; else the job is in other hands.
     doubtful: list[Lease] = field(default_factory=list)
 
-    def __add__(self, later: Flight) -> Flight:
-        return Flight(self.completed + later.completed, self.results + later.results, self.released + later.released,
-                      self.failed + later.failed, self.starts + later.starts, self.doubtful + later.doubtful)
-
     def __bool__(self) -> bool:
         return bool(self.completed or self.results or self.released or self.failed or self.starts or self.doubtful)
 
@@ -128,6 +124,8 @@ class Settlements:
 
     def __init__(self) -> None:
         self.worker = ""  # name written on the rows that are started
+        #: The worker leaves, and its loop may be waiting for the threads of the pool: those settle their jobs themselves.
+        self.deaf = False
         #: How often something was taken to be sent.
         self.takes = 0
         self._lock = threading.RLock()  # a signal's handler may settle in the middle of settling
@@ -186,19 +184,20 @@ class Settlements:
 
         run: as Session.run; nothing is lost when it raises. What is refused because of its row is left to the cycle.
         """
-        refused = Flight()
+        refused: list[Flight] = []
         try:
             while flight := self.take(starts=False):
                 self._telling.append(flight)
                 try:
-                    refused += self._tell(run, flight)
+                    self._tell(run, flight, refused)
                 finally:
                     self._telling.remove(flight)
         finally:
-            self.put_back(refused)
+            for part in refused:
+                self.put_back(part)
 
-    def _tell(self, run: Callable[..., list[list[Row]]], flight: Flight) -> Flight:
-        parts, refused = [flight], Flight()
+    def _tell(self, run: Callable[..., list[list[Row]]], flight: Flight, refused: list[Flight]) -> None:
+        parts = [flight]
         try:
             while parts:
                 try:
@@ -211,11 +210,10 @@ class Settlements:
                     if len(alone := part.split()) > 1:
                         parts += alone
                     else:
-                        refused += part
+                        refused.append(part)
         finally:
             for part in parts:
                 self.put_back(part)
-        return refused
 
     def held(self) -> set[str]:
         """Ids of the jobs that are being settled past the cycle."""
@@ -224,7 +222,11 @@ class Settlements:
     def put_back(self, flight: Flight) -> None:
         """The batch did not get through, or nobody knows whether it did: the fence makes telling it again harmless."""
         with self._lock:
-            self._next = flight + self._next
+            later = self._next
+            self._next = Flight(
+                flight.completed + later.completed, flight.results + later.results, flight.released + later.released,
+                flight.failed + later.failed, flight.starts + later.starts, flight.doubtful + later.doubtful,
+            )
 
     def calls(self, flight: Flight) -> list[Call]:
         """The statements that carry this batch."""

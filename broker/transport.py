@@ -33,7 +33,7 @@ from celery_jobqueue.broker.starting import start_undelivered
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.waker import Waker
 from celery_jobqueue.broker.worker import install as _install_worker_steps
-from celery_jobqueue.db.errors import ConfigurationError
+from celery_jobqueue.db.errors import ConfigurationError, JobQueueError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Transport"]
@@ -89,8 +89,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.leaving = False
         #: A job that is delivered runs at once, in the thread that delivers it.
         self.runs_jobs = False
-        #: The worker leaves, and the loop may be waiting for the threads of its pool: those settle their jobs themselves.
-        self.deaf = False
         self._waker = Waker()
         self._drainer: int | None = None
 
@@ -241,8 +239,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def settle_soon(self) -> None:
         """Something was put into the settlements: have it sent."""
-        if self.deaf and self._loop_thread not in (0, threading.get_ident()):
-            with contextlib.suppress(psycopg.Error, OSError), lending(self.settings.conninfo, self._aside):
+        if self.settlements.deaf and self._loop_thread not in (0, threading.get_ident()):
+            with contextlib.suppress(psycopg.Error, JobQueueError, OSError), lending(self.settings.conninfo, self._aside):
                 self.settlements.tell(partial(run_patiently, self.settings, patience=PATIENCE, locks=False))
         elif self._closed:
             return
@@ -331,7 +329,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 if self.session.busy:
                     self.cycle_.on_readable()
                 self.cycle_.pump()
-                self.session.push()  # half of a batch would hold its locks while the next job runs
+                self.cycle_.push()  # half of a batch would hold its locks while the next job runs
             if monotonic() >= until:
                 break
         if self.cycle_.ready:

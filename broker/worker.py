@@ -72,7 +72,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport = consumer.connection.transport
         me = identity()
         me.name, me.leaving = consumer.hostname, False
-        transport.settlements.worker = consumer.hostname
+        transport.settlements.worker, transport.settlements.deaf = consumer.hostname, False
         transport.cycle_.duties.starts_on_delivery = False
         transport.cycle_.duties.on_lost = lambda rows: tell_celery(consumer.app, rows)
         transport.cycle_.on_unreadable = lambda id_, lease, task_id, error: unreadable(

@@ -65,7 +65,9 @@ def test_threads_that_leave_finish_what_runs_and_give_back_the_rest(acks: str, h
         app.control.shutdown()
     else:
         worker.process.send_signal(signal.SIGQUIT if how == "soft" else signal.SIGTERM)
-    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'processing'") <= 2, "the line goes back")
+    told = {"shutdown": "Got shutdown from remote", "SIGTERM": "Warm shutdown", "soft": "Initiating Soft Shutdown"}[how]
+    wait_until(lambda: told in worker.text, "it has heard")
+    wait_until(lambda: one(database_url, "select count(*) from job_queue where status = 'processing'") == 1, "the line goes back")
     assert worker.process.poll() is None, "the one that runs is waited for"
     (tmp_path / "slow.go").touch()
     assert worker.process.wait(30) == 0
@@ -87,8 +89,9 @@ def test_an_early_job_does_not_wait_in_the_pool_behind_a_late_one(app: Celery, d
         for name, path in (("t.wait_late", quick), ("t.wait_late", tmp_path / "slow"), ("t.wait", behind)):
             last = app.tasks[name].apply_async((str(path), 1), producer=producer)
     wait_until((tmp_path / "slow").exists, "the late one runs")
+    wait_until(lambda: one(database_url, "select owner from job_queue where task_id = %s", (last.id,)), "the early one is there")
     worker.process.send_signal(signal.SIGQUIT)
-    wait_until(lambda: one(database_url, UNTOUCHED) >= 1, "what has not begun goes back")
+    wait_until(lambda: "Hitting Ctrl+C again" in worker.text, "it has heard")
     (tmp_path / "slow.go").touch()
     assert worker.process.wait(30) == 0
     untouched = "select (status, attempts) = ('pending', 0) from job_queue where task_id = %s"

@@ -24,8 +24,9 @@ def sent(options: Options, *, worker: bool = True, transient: tuple[str, ...] = 
     count: Counter[str] = Counter()
     now, turns = 0.0, 0
     while now < 60 * _MINUTES:
-        plan = Plan()
-        duties.plan(plan, now)
+        plan = duties.clean_up(now, lambda *_: None) or Plan()
+        if not plan.calls:
+            duties.plan(plan, now)
         count.update(call[0].name for call in plan.calls)
         count["lazy"] += plan.lazy
         turns += 1

@@ -313,8 +313,8 @@ class Cycle:
 
     def exchange(self) -> None:
         """One batch, waited for: everything that is to be settled is in the database afterwards."""
+        self.finish()
         try:
-            self.session.finish()
             plan = self._next_plan(monotonic())
             if plan.calls:
                 self.session.connect()

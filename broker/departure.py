@@ -41,6 +41,7 @@ class Departure:
         """The worker is to leave at once, says a signal. Who says so twice means it."""
         # The solo pool runs its tasks inside of a turn, which may be a long one.
         if not self._turning or self._order is not None or (self._gate.solo and worker_state.active_requests):
+            self._order = None
             self._gate.shut()
             self._leave(order)
             return
@@ -68,14 +69,18 @@ class Departure:
 
     def _obey(self) -> None:
         """Leave, if that is the order; the rest of the turn would meet a worker without a pool."""
-        order, self._order = self._order, None
-        if order is None:
+        if self._order is None:
             return
         self._gate.shut()
         self._gate.leave()
         self._turning = False
-        self._leave(order)
+        if (order := self._taken()) is not None:  # else it was said twice, and obeyed meanwhile
+            self._leave(order)
         worker_state.maybe_shutdown()
+
+    def _taken(self) -> Callable[[], Any] | None:
+        order, self._order = self._order, None
+        return order
 
     @staticmethod
     def _leave(order: Callable[[], Any]) -> None:

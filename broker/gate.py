@@ -74,8 +74,8 @@ class Gate(Door):
 
     The start must be there before the task's first instruction, or a job that kills its worker would never be counted;
     Celery's own `on_accepted` comes when the task already runs. With late acknowledgement one job per process is started
-    ahead, so that the round trip is hidden behind the running one; a job acknowledged early would be lost by that if the
-    worker died before it ran, and the running one may take long.
+    ahead (not per thread), so that the round trip is hidden behind the running one; a job acknowledged early would be lost by
+    that if the worker died before it ran, and the running one may take long.
 
     Tasks that are known to be quick (Pace) are started by their claim already, as many as the prefetch window has places and some
     more: an update and a round trip less for each job, and more jobs in each round trip. They come here started, and enter the
@@ -99,7 +99,8 @@ class Gate(Door):
         self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
         self._shut = False
         pool = consumer.pool.__class__.__module__
-        self._threads = pool == _THREADS
+        #: It runs them in threads of this process, which nobody can stop.
+        self.threads = pool == _THREADS
         self._in_turn = pool in (_PREFORK, _THREADS)
         #: The pool runs a job where it is delivered.
         self.solo = pool == _SOLO
@@ -208,7 +209,7 @@ class Gate(Door):
             return max(2 * self._processes, self._window)
         # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task. Threads
         # have no pipes, and what waits in line goes back after _HELD_UP.
-        return self._processes if self.solo or self._threads else 2 * self._processes
+        return self._processes if self.solo or self.threads else 2 * self._processes
 
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
@@ -249,7 +250,7 @@ class Gate(Door):
 
     def _has_place(self, request: Any) -> bool:
         # A process has the next one in its pipe while it tells of the last; a thread enters the next one itself.
-        return len(self._in_pool) < self._processes * (2 if request.task.acks_late and not self._threads else 1)
+        return len(self._in_pool) < self._processes * (2 if request.task.acks_late and not self.threads else 1)
 
     def tend(self) -> None:
         """Give back what was started ahead and does not come to its turn."""
@@ -278,12 +279,15 @@ class Gate(Door):
         identity().leaving = True
         if self.transport is None:
             return
-        if self._threads:  # they go on with what lies in their queue, even after a cold shutdown
+        if self.threads:  # they go on with what lies in their queue, even after a cold shutdown
             self._consumer.pool.executor.shutdown(wait=False, cancel_futures=True)
             self.transport.settlements.deaf = True
-        if self.give_back():
-            with suppress(psycopg.Error, ConfigurationError, OSError):
-                self.transport.cycle_.settle()
+        with suppress(psycopg.Error, ConfigurationError, OSError):
+            self.transport.cycle_.finish()  # what is on its way here
+        self.transport.give_back_undelivered()
+        self.give_back()
+        with suppress(psycopg.Error, ConfigurationError, OSError):
+            self.transport.cycle_.settle()
 
     def reset(self) -> None:
         """The connection was replaced: Celery has forgotten every request that is not in the pool yet."""
@@ -335,7 +339,8 @@ class Gate(Door):
         self._enter_in_turn(request)
 
     def _enter_in_turn(self, request: Any) -> None:
-        if self.solo and (self._shut or leaving()):  # it would run here and now, however long that takes
+        # Solo would run it here and now, however long that takes; threads take no more.
+        if (self.solo or self.threads) and (self._shut or leaving()):
             self._hand_back(request)
             return
         with self._lock:

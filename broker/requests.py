@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import lru_cache, wraps
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -196,7 +196,9 @@ class JobRequest(Request):  # type: ignore[misc]
 
 def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(on_success)
-    def told(self: JobRequest, outcome: tuple[Any, ...], **kwargs: Any) -> Any:
+    def told(self: JobRequest, outcome: tuple[Any, ...] | ExceptionInfo, **kwargs: Any) -> Any:
+        if isinstance(outcome, ExceptionInfo):  # threads and solo say so of sys.exit()
+            return self.on_failure(outcome, return_ok=True)
         failed, value, runtime, *carried = outcome
         if self.lease is not None and not failed:
             self._message.result = Result(*carried[0]) if carried else None

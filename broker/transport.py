@@ -125,7 +125,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             super().close_connection(connection)
         with contextlib.suppress(psycopg.Error, OSError):
             if self.session.connected:
-                self._give_back_undelivered()
+                self.give_back_undelivered()
                 self.cycle_.settle()  # what was settled to no effect is asked about
             if self.leaving and self.session.connected:
                 self.session.run((statement("goodbye"), (identity().id,)))
@@ -134,7 +134,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.session.close()
         self._waker.close()
 
-    def _give_back_undelivered(self) -> None:
+    def give_back_undelivered(self) -> None:
+        """Jobs that were claimed and not delivered go back with the next batch."""
         for queue in {queue for queue, _ in self.cycle_.ready}:
             self.cycle_.unsubscribe(queue)
 

@@ -55,6 +55,8 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.connect = coming_back(consumer.connect)
         if self.gate.solo:
             consumer.call_soon_ack = _at_once
+        elif self.gate.threads:
+            consumer.call_soon_ack = _at_once_when_leaving(consumer)
         carry_results(consumer.pool)
         Departure(consumer, self.gate)
         consumer.on_send_event_buffered = _gathering(consumer)
@@ -88,9 +90,18 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._claim_identity(transport.cycle_)
         transport.runs_jobs = self.gate.solo
         if self.gate.solo:
-            self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat, transport.settlements)
-            self._pulse.start()
-            self.gate.on_entry = self._pulse.watch
+            self.gate.on_entry = self._start_pulse().watch
+
+    def _start_pulse(self) -> Pulse:
+        transport = self.gate.transport
+        self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat, transport.settlements)
+        self._pulse.start()
+        return self._pulse
+
+    def _stop_pulse(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop(wait=leaving())
+            self._pulse = None
 
     @staticmethod
     def _claim_identity(cycle: Any) -> None:
@@ -107,12 +118,13 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The connection is lost or given up."""
         # `control.shutdown` sets none of Celery's flags.
         identity().leaving = identity().leaving or consumer.blueprint.state != bootsteps.RUN
-        if self._pulse is not None:
-            self._pulse.stop(wait=leaving())
+        self._stop_pulse()
         with suppress(*consumer.connection_errors):
             consumer._flush_events()
         if leaving():
             self.gate.leave()
+            if self.gate.threads and self.gate.transport is not None:  # Celery waits for them, and fires no timers meanwhile
+                self._start_pulse()
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """For `inspect stats` and Flower. kombu's host name is our whole URL, so Celery's own entry would show the password."""
@@ -126,6 +138,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def shutdown(self, consumer: Any) -> None:
         """The worker leaves for good: its registration goes with the connection."""
         self.stop(consumer)
+        self._stop_pulse()
         if consumer.connection is not None:
             consumer.connection.transport.leaving = True
 
@@ -136,6 +149,17 @@ def _at_once(acknowledge: Callable[..., Any], *args: Any, **kwargs: Any) -> None
         acknowledge(*args, **kwargs)
     except Exception:  # who calls us drops it
         logger.exception("a message could not be acknowledged")
+
+
+def _at_once_when_leaving(consumer: Any) -> Callable[..., Any]:
+    """While a worker waits for its last threads its loop turns no more, and would tell of all when the last has ended."""
+    soon = consumer.call_soon_ack
+
+    def acknowledge(*args: Any, **kwargs: Any) -> Any:
+        leaves = consumer.connection is not None and consumer.connection.transport.settlements.deaf
+        return (_at_once if leaves else soon)(*args, **kwargs)
+
+    return acknowledge
 
 
 def _gathering(consumer: Any) -> Callable[[], None]:

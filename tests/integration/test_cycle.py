@@ -237,3 +237,19 @@ def test_what_is_settled_while_the_loop_runs_a_job_is_told_past_it(cycle: Cycle,
     assert not pulse.is_alive()
     flight = settlements.take()
     assert (flight.completed, [lease for lease, *_ in flight.starts], started) == ([refused], [following], [])
+
+
+def test_who_leaves_while_the_clean_up_fails_settles_all_the_same(cycle: Cycle, database_url: str) -> None:
+    put(database_url, "first")
+    first = claimed(cycle)
+    rows(database_url, "drop function jobqueue.retire(interval, interval, interval, interval, interval);"
+                       " create function jobqueue.retire(interval, interval, interval, interval, interval)"
+                       " returns integer language plpgsql as $$ begin perform pg_sleep(0.3);"
+                       " raise exception 'canceling statement due to statement timeout' using errcode = '57014'; end $$")
+    cycle.duties.starts_on_delivery = False
+    cycle.duties.retire_at = 0.0
+    wait_until(lambda: cycle.pump() or cycle.duties.retire_at > 0, "the clean-up is sent")
+    assert cycle.session.busy
+    cycle.settlements.complete(first)
+    cycle.settle()
+    assert one(database_url, "select status from job_queue where id = %s", (first.id,)) == "completed"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def test_threads_that_run_on_after_a_cold_shutdown_take_nothing_along(acks: str,
     # Acknowledged late, the one that runs on goes back as well: it is to run again.
     wait_until(lambda: one(database_url, UNTOUCHED) == 20 + (acks == "late"), "the others go back")
     (tmp_path / "slow.go").touch()
-    assert worker.stop() == 0
+    assert worker.process.wait(30) == 0
     assert one(database_url, UNTOUCHED) == 20 + (acks == "late")
     assert worker.text.count("succeeded in") <= ran + 1
     if acks == "early":
@@ -119,17 +121,46 @@ def test_threads_that_leave_start_nothing_more(app: Celery, database_url: str, s
     assert one(database_url, "select count(*) from job_queue where status = 'completed'") == 20
 
 
-def test_a_solo_job_that_leaves_with_its_worker_is_not_given_back(app: Celery, database_url: str, start_worker: Start,
-                                                                  tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_a_job_that_exits_while_its_worker_leaves_is_not_given_back(pool: str, ignored: bool, app: Celery, database_url: str,
+                                                                    start_worker: Start, tmp_path: Path) -> None:
     """It has run, and is to run once."""
     leaving_app.add_tasks(app)
-    worker = start_worker("-P", "solo", TEST_ACKS="early", app="tests.support.leaving_app")
+    worker = start_worker("-P", pool, TEST_ACKS="early", TEST_IGNORE=int(ignored), app="tests.support.leaving_app")
     app.tasks["t.exit"].delay(str(tmp_path / "last"))
     wait_until((tmp_path / "last").exists, "it runs")
     worker.process.send_signal(signal.SIGTERM)
     (tmp_path / "last.go").touch()
     assert worker.process.wait(30) == 0
-    assert rows(database_url, "select status, attempts from job_queue") == [{"status": "failed", "attempts": 1}]
+    [row] = rows(database_url, "select status, attempts, error_message from job_queue")
+    assert (row["status"], row["attempts"]) == ("failed", 1)
+    assert "that was all" in row["error_message"]
+
+
+@pytest.mark.parametrize("acks", ["early", "late"])
+def test_a_thread_that_outlives_the_heartbeat_timeout_keeps_its_job(acks: str, app: Celery, database_url: str,
+                                                                    start_worker: Start, tmp_path: Path) -> None:
+    """While a worker waits for its threads nothing of it turns; and a job that has ended meanwhile is told of at once."""
+    options = json.dumps({"heartbeat_interval": 0.5, "heartbeat_timeout": 2.0})
+    worker = start_worker("-P", "threads", "-c", "2", TEST_ACKS=acks, TEST_OPTIONS=options, TEST_IGNORE=1,
+                          app="tests.support.tuned_app")
+    publish(app, [str(tmp_path / "short"), str(tmp_path / "long")])
+    for name in ("short", "long"):
+        wait_until((tmp_path / name).exists, "both run")
+    worker.process.terminate()
+    wait_until(lambda: "Warm shutdown" in worker.text, "it leaves")
+    start_worker("-c", "1", TEST_OPTIONS=options, app="tests.support.tuned_app")
+    left = time.monotonic()
+    (tmp_path / "short.go").touch()
+    told = "select count(*) from job_queue where status = 'completed'"
+    wait_until(lambda: one(database_url, told) == 1, "that one is told", 10)
+    wait_until(lambda: time.monotonic() > left + 5, "others would have taken it for dead")
+    assert worker.process.poll() is None
+    (tmp_path / "long.go").touch()
+    assert worker.process.wait(30) == 0
+    assert {row["status"]: row["total_starts"] for row in rows(database_url, "select status, total_starts from job_queue")} == {
+        "completed": 1}
 
 
 @pytest.mark.parametrize("acks", ["early", "late"])

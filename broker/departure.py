@@ -71,9 +71,9 @@ class Departure:
         """Leave, if that is the order; the rest of the turn would meet a worker without a pool."""
         if self._order is None:
             return
+        self._turning = False
         self._gate.shut()
         self._gate.leave()
-        self._turning = False
         if (order := self._taken()) is not None:  # else it was said twice, and obeyed meanwhile
             self._leave(order)
         worker_state.maybe_shutdown()

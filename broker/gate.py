@@ -19,7 +19,7 @@ from celery_jobqueue.broker.comeback import leaving
 from celery_jobqueue.broker.endings import mark_unreadable
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.settlements import REFUSED, Failure, describe
-from celery_jobqueue.db.errors import ConfigurationError
+from celery_jobqueue.db.errors import JobQueueError
 
 __all__ = ["Gate", "Pace"]
 
@@ -112,6 +112,8 @@ class Gate(Door):
         self.transport: Any = None
         #: Called when a job is about to run here.
         self.on_entry: Callable[[], None] = _nothing
+        #: Called when the worker leaves, and may wait long for what runs.
+        self.on_leave: Callable[[], object] = _nothing
 
     # -- what the cycle asks ------------------------------------------------------------------------------------------
 
@@ -282,12 +284,13 @@ class Gate(Door):
         if self.threads:  # they go on with what lies in their queue, even after a cold shutdown
             self._consumer.pool.executor.shutdown(wait=False, cancel_futures=True)
             self.transport.settlements.deaf = True
-        with suppress(psycopg.Error, ConfigurationError, OSError):
+        with suppress(psycopg.Error, JobQueueError, OSError):
             self.transport.cycle_.finish()  # what is on its way here
         self.transport.give_back_undelivered()
         self.give_back()
-        with suppress(psycopg.Error, ConfigurationError, OSError):
+        with suppress(psycopg.Error, JobQueueError, OSError):
             self.transport.cycle_.settle()
+        self.on_leave()
 
     def reset(self) -> None:
         """The connection was replaced: Celery has forgotten every request that is not in the pool yet."""
@@ -339,8 +342,8 @@ class Gate(Door):
         self._enter_in_turn(request)
 
     def _enter_in_turn(self, request: Any) -> None:
-        # Solo would run it here and now, however long that takes; threads take no more.
-        if (self.solo or self.threads) and (self._shut or leaving()):
+        # Solo would run it here and now, however long that takes; other pools take no more.
+        if not self._consumer.pool.is_green and (self._shut or leaving()):
             self._hand_back(request)
             return
         with self._lock:

@@ -1,4 +1,7 @@
-"""What the solo pool cannot do while a task runs, because it runs it in the event loop: beat, and tell what ended before it."""
+"""What a worker cannot do while its loop does not turn: beat, and tell what has ended.
+
+The solo pool runs tasks in the loop; and a worker that leaves waits there for its threads, or for a soft shutdown.
+"""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class JobRequest(Request):  # type: ignore[misc]
 def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(on_success)
     def told(self: JobRequest, outcome: tuple[Any, ...] | ExceptionInfo, **kwargs: Any) -> Any:
-        if isinstance(outcome, ExceptionInfo):  # threads and solo say so of sys.exit()
+        if isinstance(outcome, ExceptionInfo):  # pools without processes say so of sys.exit()
             return self.on_failure(outcome, return_ok=True)
         failed, value, runtime, *carried = outcome
         if self.lease is not None and not failed:

@@ -33,7 +33,7 @@ from celery_jobqueue.broker.starting import start_undelivered
 from celery_jobqueue.broker.transient import Topology
 from celery_jobqueue.broker.waker import Waker
 from celery_jobqueue.broker.worker import install as _install_worker_steps
-from celery_jobqueue.db.errors import ConfigurationError, JobQueueError
+from celery_jobqueue.db.errors import JobQueueError
 from celery_jobqueue.db.url import masked
 
 __all__ = ["Transport"]
@@ -123,7 +123,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._leave_loop()
         with contextlib.suppress(Exception):
             super().close_connection(connection)
-        with contextlib.suppress(psycopg.Error, OSError):
+        with contextlib.suppress(psycopg.Error, JobQueueError, OSError):
             if self.session.connected:
                 self.give_back_undelivered()
                 self.cycle_.settle()  # what was settled to no effect is asked about
@@ -247,7 +247,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             return
         elif not any(channel.consuming for channel in self.channels):
             # Consumers are cancelled (shutdown): the loop may not turn again, and what is not flushed runs twice.
-            with contextlib.suppress(psycopg.Error, OSError):
+            with contextlib.suppress(psycopg.Error, JobQueueError, OSError):
                 self.cycle_.settle()
         elif self._loop is not None:
             if self._loop_thread != threading.get_ident():
@@ -289,7 +289,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def _beat(self) -> None:
         """A sign of life while a worker waits for its last jobs: the loop turns no more then, Celery only fires its timers."""
         if self._loop is not None and not self._closed and not any(channel.consuming for channel in self.channels):
-            with contextlib.suppress(psycopg.Error, ConfigurationError, OSError):
+            with contextlib.suppress(psycopg.Error, JobQueueError, OSError):
                 self.run(self.cycle_.duties.heartbeat())
 
     def _on_tick(self) -> None:

@@ -91,11 +91,14 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.runs_jobs = self.gate.solo
         if self.gate.solo:
             self.gate.on_entry = self._start_pulse().watch
+        elif not consumer.pool.is_green:  # while Celery waits for threads, or for a soft shutdown, no timer fires
+            self.gate.on_leave = self._start_pulse
 
     def _start_pulse(self) -> Pulse:
-        transport = self.gate.transport
-        self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat, transport.settlements)
-        self._pulse.start()
+        if self._pulse is None:
+            transport = self.gate.transport
+            self._pulse = Pulse(transport.settings, transport.cycle_.duties.heartbeat, transport.settlements)
+            self._pulse.start()
         return self._pulse
 
     def _stop_pulse(self) -> None:
@@ -118,13 +121,12 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The connection is lost or given up."""
         # `control.shutdown` sets none of Celery's flags.
         identity().leaving = identity().leaving or consumer.blueprint.state != bootsteps.RUN
-        self._stop_pulse()
+        if not leaving():
+            self._stop_pulse()
         with suppress(*consumer.connection_errors):
             consumer._flush_events()
         if leaving():
             self.gate.leave()
-            if self.gate.threads and self.gate.transport is not None:  # Celery waits for them, and fires no timers meanwhile
-                self._start_pulse()
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """For `inspect stats` and Flower. kombu's host name is our whole URL, so Celery's own entry would show the password."""

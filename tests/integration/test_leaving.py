@@ -131,6 +131,7 @@ def test_a_job_that_exits_while_its_worker_leaves_is_not_given_back(pool: str, i
     app.tasks["t.exit"].delay(str(tmp_path / "last"))
     wait_until((tmp_path / "last").exists, "it runs")
     worker.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "Warm shutdown" in worker.text, "it leaves")
     (tmp_path / "last.go").touch()
     assert worker.process.wait(30) == 0
     [row] = rows(database_url, "select status, attempts, error_message from job_queue")
@@ -159,8 +160,25 @@ def test_a_thread_that_outlives_the_heartbeat_timeout_keeps_its_job(acks: str, a
     assert worker.process.poll() is None
     (tmp_path / "long.go").touch()
     assert worker.process.wait(30) == 0
-    assert {row["status"]: row["total_starts"] for row in rows(database_url, "select status, total_starts from job_queue")} == {
-        "completed": 1}
+    assert rows(database_url, "select status, total_starts from job_queue") == [{"status": "completed", "total_starts": 1}] * 2
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_who_waits_in_a_soft_shutdown_is_not_dead(pool: str, app: Celery, database_url: str, start_worker: Start,
+                                                  tmp_path: Path) -> None:
+    options = json.dumps({"heartbeat_interval": 0.5, "heartbeat_timeout": 2.0})
+    worker = start_worker("-P", pool, "-c", "1", TEST_ACKS="early", TEST_OPTIONS=options, TEST_SOFT=8,
+                          app="tests.support.leaving_app")
+    publish(app, [str(tmp_path / "long")])
+    wait_until((tmp_path / "long").exists, "it runs")
+    worker.process.send_signal(signal.SIGQUIT)
+    wait_until(lambda: "Initiating Soft Shutdown" in worker.text, "it waits")
+    left = time.monotonic()
+    start_worker("-c", "1", TEST_OPTIONS=options, app="tests.support.leaving_app")
+    wait_until(lambda: time.monotonic() > left + 5, "others would have taken it for dead")
+    assert rows(database_url, "select status, total_starts from job_queue") == [{"status": "processing", "total_starts": 1}]
+    (tmp_path / "long.go").touch()
+    assert worker.process.wait(30) == 0
 
 
 @pytest.mark.parametrize("acks", ["early", "late"])

@@ -1,4 +1,4 @@
-"""The tests' application with tasks that have ways of their own to be acknowledged and to end."""
+"""The tuned application with tasks that have ways of their own to be acknowledged and to end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 from celery.result import AsyncResult, allow_join_result
 
-from tests.support.app import app
+from tests.support.tuned_app import app
 
 __all__ = ["add_tasks", "app"]
 

@@ -259,14 +259,13 @@ class Gate(Door):
         if self._lined_up and monotonic() >= self._moved_at + _HELD_UP:
             self.give_back()
 
-    def give_back(self) -> int:
-        """What was started ahead and is not in the pool goes back to the queue, and what is there counts as slow. How many."""
+    def give_back(self) -> None:
+        """What was started ahead and is not in the pool goes back to the queue, and what is there counts as slow."""
         with self._lock:
             held_up, self._lined_up = self._lined_up, deque()
             self._inside = dict.fromkeys(self._inside, False)
         for request in held_up:
             self._hand_back(request)
-        return len(held_up)
 
     def _hand_back(self, request: Any) -> None:
         self.transport.settlements.release(request.message.lease)

@@ -7,14 +7,13 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
 
 from tests.support import leaving_app
 from tests.support.database import one, rows
-from tests.support.quick import begin, most_of, publish, watch
+from tests.support.quick import meet_a_slow_one, most_of, note_moves, publish, watch
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
@@ -29,20 +28,11 @@ def quick(database_url: str, tmp_path: Path) -> str:
     return watch(database_url, "status = 'processing'", tmp_path)
 
 
-def behind_a_slow_one(url: str, app: Celery, quick: str, slow: Path, task: str = "t.wait") -> Any:
-    """A worker takes its task for quick, then meets a run that is not, with twenty others behind it. Returns that one."""
-    wait_until(lambda: most_of(url, app, quick, 50, task) >= 2, "the worker knows that the task is quick")
-    begin(url)
-    result, *_ = publish(app, [str(slow), *[quick] * 20], task)
-    wait_until(slow.exists, "the one that is slow this time runs")
-    return result
-
-
 @pytest.mark.parametrize("acks", ["early", "late"])
 def test_threads_that_run_on_after_a_cold_shutdown_take_nothing_along(acks: str, app: Celery, database_url: str,
                                                                       start_worker: Start, quick: str, tmp_path: Path) -> None:
     worker = start_worker("-P", "threads", "-c", "1", "--prefetch-multiplier", "8", TEST_ACKS=acks)
-    slow = behind_a_slow_one(database_url, app, quick, tmp_path / "slow")
+    slow, *_ = meet_a_slow_one(database_url, app, quick, tmp_path / "slow")
     ran = worker.text.count("succeeded in")
     worker.process.send_signal(signal.SIGQUIT)
     # Acknowledged late, the one that runs on goes back as well: it is to run again.
@@ -62,7 +52,7 @@ def test_threads_that_leave_finish_what_runs_and_give_back_the_rest(acks: str, h
                                                                     start_worker: Start, quick: str, tmp_path: Path) -> None:
     worker = start_worker("-P", "threads", "-c", "1", "--prefetch-multiplier", "8", TEST_ACKS=acks,
                           app="tests.support.leaving_app", TEST_SOFT=5 if how == "soft" else 0)
-    slow = behind_a_slow_one(database_url, app, quick, tmp_path / "slow")
+    slow, *_ = meet_a_slow_one(database_url, app, quick, tmp_path / "slow")
     if how == "shutdown":
         app.control.shutdown()
     else:
@@ -103,12 +93,7 @@ def test_an_early_job_does_not_wait_in_the_pool_behind_a_late_one(app: Celery, d
 
 def test_threads_that_leave_start_nothing_more(app: Celery, database_url: str, start_worker: Start, tmp_path: Path) -> None:
     worker = start_worker("-P", "threads", "-c", "20", "--prefetch-multiplier", "4", TEST_ACKS="early")
-    rows(database_url, """
-        create table public.started (id uuid);
-        create function watch() returns trigger language plpgsql security definer as $$
-        begin insert into public.started values (new.id); return null; end $$;
-        create trigger watch after update on job_queue for each row
-            when (old.status = 'pending' and new.status = 'processing') execute function watch()""")
+    note_moves(database_url, "pending", "processing")
     paths = [tmp_path / f"slow{number}" for number in range(80)]
     publish(app, [str(path) for path in paths])
     wait_until(lambda: one(database_url, "select count(*) from job_queue where owner is not null") == 80, "all are held")
@@ -120,7 +105,7 @@ def test_threads_that_leave_start_nothing_more(app: Celery, database_url: str, s
         path.with_name(path.name + ".go").touch()
     assert worker.process.wait(30) == 0
     assert one(database_url, UNTOUCHED) == 60
-    assert one(database_url, "select count(*) from started") == 20
+    assert one(database_url, "select count(*) from moved") == 20
     assert one(database_url, "select count(*) from job_queue where status = 'completed'") == 20
 
 

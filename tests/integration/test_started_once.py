@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 
 from tests.support.database import one, rows
-from tests.support.quick import begin, most, most_of, publish, watch
+from tests.support.quick import meet_a_slow_one, most, most_of, note_moves, watch
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
@@ -34,10 +34,7 @@ def behind_a_slow_one(request: pytest.FixtureRequest, app: Celery, database_url:
                       tmp_path: Path) -> tuple[Worker, Any, list[Any]]:
     """A worker that took its task for quick; the job that runs there and is slow; those that were published behind it."""
     worker = start_worker("-P", request.param, "-c", "1", "--prefetch-multiplier", "8", TEST_ACKS="early")
-    wait_until(lambda: most_started(database_url, app, quick) >= 2, "the worker knows that the task is quick")
-    begin(database_url)
-    slow, *others = publish(app, [str(tmp_path / "slow"), *[quick] * 20])
-    wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
+    slow, *others = meet_a_slow_one(database_url, app, quick, tmp_path / "slow")
     assert most(database_url) <= 4
     return worker, slow, others
 
@@ -67,10 +64,7 @@ def test_of_a_task_of_some_milliseconds_one_per_process_is(app: Celery, database
 def test_solo_gives_back_what_it_does_not_come_to(app: Celery, database_url: str, start_worker: Start, quick: str,
                                                   tmp_path: Path) -> None:
     worker = start_worker("-P", "solo", "--prefetch-multiplier", "8", TEST_ACKS="early")
-    wait_until(lambda: most_started(database_url, app, quick) > 1, "some are started ahead")
-    begin(database_url)
-    slow, *_ = publish(app, [str(tmp_path / "slow"), *[quick] * 20])
-    wait_until((tmp_path / "slow").exists, "the one that is slow this time runs")
+    slow, *_ = meet_a_slow_one(database_url, app, quick, tmp_path / "slow")
     assert most(database_url) <= 8
     worker.process.send_signal(signal.SIGTERM)
     (tmp_path / "slow.go").touch()
@@ -85,18 +79,13 @@ def test_solo_gives_back_what_it_does_not_come_to(app: Celery, database_url: str
 def test_while_a_task_becomes_known_as_quick_nothing_stands_in_its_own_way(acks: str, app: Celery, database_url: str,
                                                                            start_worker: Start) -> None:
     """Then a job that is about to start meets one that its claim has started: the pool was empty, and both stood in line."""
-    rows(database_url, """
-        create table public.back (id uuid);
-        create function watch() returns trigger language plpgsql security definer as $$
-        begin insert into public.back values (new.id); return null; end $$;
-        create trigger watch after update on job_queue for each row
-            when (old.status = 'processing' and new.status = 'pending') execute function watch()""")
+    note_moves(database_url, "processing", "pending")
     for name in ("t.add", "celery.accumulate", "t.add", "celery.accumulate"):
         worker = start_worker("-c", "1", "--prefetch-multiplier", "4", TEST_ACKS=acks)
         for result in [app.tasks[name].delay(number, number) for number in range(12)]:
             result.get(timeout=30)
         assert worker.stop() == 0
-    assert rows(database_url, "select id from back") == []
+    assert rows(database_url, "select id from moved") == []
 
 
 def test_what_waits_behind_a_slow_one_goes_back(app: Celery, database_url: str, start_worker: Start, tmp_path: Path,

@@ -25,7 +25,7 @@ from celery_jobqueue.broker.context import job_of
 from celery_jobqueue.broker.overrides import inherits
 from celery_jobqueue.broker.settlements import Result
 
-__all__ = ["bring", "carry_results", "is_carried", "may_be_carried", "stays_here"]
+__all__ = ["bring", "carry_results", "carrying_call", "is_carried", "may_be_carried", "stays_here"]
 
 #: Characters of a result that is carried; longer ones are not worth a second way through a pipe.
 _LONGEST = 8192
@@ -40,6 +40,12 @@ def may_be_carried(job: dict[str, Any]) -> None:
     job["carries"] = True
 
 
+def carrying_call(trace: Callable[..., tuple[Any, ...]], args: tuple[Any, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """How to call Celery's trace of this job in the pool, and with what: so that its result is carried, if it may be."""
+    carries = ((args[2].get("properties") or {}).get("job") or {}).get("carries")
+    return (_traced, (trace, *args)) if carries else (trace, args)
+
+
 def carry_results(pool: Any) -> None:
     """Have the pool's callbacks get (failed, value, runtime, (result, metadata)) where a result is carried."""
     if not getattr(pool.apply_async, "carries", False):
@@ -49,9 +55,7 @@ def carry_results(pool: Any) -> None:
 def _carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(apply_async)
     def apply(target: Any, args: Any = None, *rest: Any, **options: Any) -> Any:
-        if target in _TRACES and ((args[2].get("properties") or {}).get("job") or {}).get("carries"):
-            return apply_async(_traced, (target, *args), *rest, **options)
-        return apply_async(target, args, *rest, **options)
+        return apply_async(*(carrying_call(target, args) if target in _TRACES else (target, args)), *rest, **options)
 
     apply.carries = True  # type: ignore[attr-defined]
     return apply

@@ -15,40 +15,23 @@ from kombu.transport import virtual
 from celery_jobqueue.broker.claims import Claims, Places, text_array
 from celery_jobqueue.broker.collector import collected
 from celery_jobqueue.broker.context import lease_of, running_request
+from celery_jobqueue.broker.delivered import Delivered
 from celery_jobqueue.broker.endings import app_of, tell_celery
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.messages import decode_job, decode_transient, revocation, storable, uuid7
 from celery_jobqueue.broker.outbox import outbox_of
 from celery_jobqueue.broker.publishing import Batch, Outgoing, PublishBatch, send
 from celery_jobqueue.broker.session import Call
-from celery_jobqueue.broker.settlements import Failure, Lease, Result
+from celery_jobqueue.broker.settlements import Failure, Lease
 from celery_jobqueue.broker.sql import statement
 from celery_jobqueue.broker.starting import start_now
 from celery_jobqueue.broker.transient import send_call
 from celery_jobqueue.broker.trouble import first_line
 from celery_jobqueue.db.errors import ConfigurationError
 
-__all__ = ["Channel", "Delivered"]
+__all__ = ["Channel"]
 
 logger = logging.getLogger(__name__)
-
-
-class Delivered(virtual.Message):  # type: ignore[misc]
-    """A delivered message. `lease` is set when it is a job."""
-
-    def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
-        super().__init__(payload, channel=channel, **kwargs)
-        self._raw = None  # for nobody, and the body would be held as text and as bytes
-        job = payload["properties"].get("job")
-        self.lease: Lease | None = Lease.of(job) if job else None
-        #: The queue it came from; a message routed through an exchange carries another routing key.
-        self.queue: str | None = payload.get("queue")
-        #: How the job ended; None: as the acknowledgement says.
-        self.failure: Failure | None = None
-        #: What came of it, to be stored with its completion.
-        self.result: Result | None = None
-        #: Acknowledged before it ran: the acknowledgement frees the prefetch window and settles nothing.
-        self.early = False
 
 
 class QoS(virtual.QoS):  # type: ignore[misc]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from hashlib import md5
 from itertools import islice
+from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -63,8 +65,17 @@ class Door:
         """How many jobs may be claimed beyond the prefetch window."""
         return 0
 
+    def collecting(self) -> AbstractContextManager[None]:
+        """While what was claimed is delivered."""
+        return nullcontext()
+
     def tend(self) -> None:
         """Called with every batch, and every other second at least."""
+
+    @property
+    def tend_at(self) -> float:
+        """When tend() is due, in monotonic seconds."""
+        return inf
 
     def full(self) -> bool:
         """Whether nothing is to be claimed now in spite of free places in the prefetch window."""

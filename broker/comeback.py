@@ -71,8 +71,8 @@ def patiently(connect: Callable[[], None], seconds: float) -> None:
 
 def leaving() -> bool:
     """Whether this worker was told to shut down. Celery's orders are None, False or an exit code, which may be 0."""
-    orders = (worker_state.should_stop, worker_state.should_terminate)
-    return identity().leaving or any(order is not None and order is not False for order in orders)
+    stop, terminate = worker_state.should_stop, worker_state.should_terminate
+    return identity().leaving or (stop is not None and stop is not False) or (terminate is not None and terminate is not False)
 
 
 def _sleep(seconds: float) -> None:

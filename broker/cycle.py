@@ -361,7 +361,7 @@ class Cycle:
         """When something is to be done even if nothing happens, in monotonic seconds."""
         if self.refusals:
             return self.trouble.until
-        at = min(self.next_duty, now + self.options.poll, self.refusals.next)
+        at = min(self.next_duty, now + self.options.poll, self.refusals.next, self.door.tend_at)
         ahead = 0 if self.refusals.owes_claims else self.door.ahead()
         if self._patient_since is not None:
             at = min(at, self._patient_since + _PATIENCE)

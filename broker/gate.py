@@ -5,38 +5,36 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from threading import RLock
-from time import monotonic, time
+from contextlib import AbstractContextManager, suppress
+from time import time
 from typing import Any
 
 import psycopg
 from celery.worker import state as worker_state
 
+from celery_jobqueue.broker.bundles import Bundle
 from celery_jobqueue.broker.carried import may_be_carried
 from celery_jobqueue.broker.claims import Door, Places, text_array
 from celery_jobqueue.broker.comeback import leaving
 from celery_jobqueue.broker.endings import mark_unreadable
 from celery_jobqueue.broker.identity import identity
+from celery_jobqueue.broker.line import Line
+from celery_jobqueue.broker.pace import QUICK, Pace
 from celery_jobqueue.broker.settlements import REFUSED, Failure, describe
 from celery_jobqueue.db.errors import JobQueueError
 
-__all__ = ["Gate", "Pace"]
+__all__ = ["Gate"]
 
 logger = logging.getLogger(__name__)
 
-#: A task that is over within this many seconds, slow runs of late included, is quick: what is started ahead of a free process
-#: then runs before anybody can see that it does not. For slower ones a round trip more does not count.
-_QUICK = 0.02
-_MOST_QUICK = 50  # tasks; their names travel with every claim
 #: Jobs that are held where all are quick and the prefetch window is smaller: a batch costs the server several times what one more
 #: job in it does (at a prefetch of 8 340 µs per job become 190, and 1,200 jobs/s 1,600). Beyond the window no more than the
-#: processes do within _QUICK: nobody else would have them done sooner. Each of them counts as started if the worker dies.
+#: processes do within QUICK: nobody else would have them done sooner. Each of them counts as started if the worker dies.
 _REACH = 32
 #: Seconds of work that a process has started ahead at most of quick tasks that are acknowledged early, and how many jobs that are
-#: at most, and in the solo pool; at least it is one. Killed in between, the worker has lost them. 0, 1 and 3 jobs: 960, 2,070 and
-#: 3,140 jobs/s with two processes, and 7 are no faster; in the solo pool 3, 5 and 7: 2,410, 3,640 and 3,980.
-_RISKED, _MOST_RISKED, _MOST_RISKED_ALONE = 0.002, 3, 7
+#: at most; at least it is one. Killed in between, the worker has lost them. 0, 1, 3 and 7 jobs: 960, 2,070, 2,380 and 2,950
+#: jobs/s with two processes, and 15 are 7 % faster than 7; in the solo pool 3, 5 and 7: 2,410, 3,640 and 3,980.
+_RISKED, _MOST_RISKED = 0.002, 7
 #: Celery's worker_prefetch_multiplier, unless it is set; who sets a smaller one wants fewer jobs held than that.
 _USUAL_MULTIPLIER = 4
 #: Seconds without an end of any job, after which what was started ahead goes back: what runs is not quick after all.
@@ -45,28 +43,6 @@ _HELD_UP = 1.0
 _PREFORK, _THREADS = "celery.concurrency.prefork", "celery.concurrency.thread"
 #: The one that runs a job where it is delivered, and nothing else until that is over.
 _SOLO = "celery.concurrency.solo"
-
-
-class Pace:
-    """How long tasks take. A slow run is remembered for long: after one of a minute it takes some eighty quick ones."""
-
-    def __init__(self) -> None:
-        self._slowest: dict[str, float] = {}
-        #: Names of quick tasks.
-        self.quick: set[str] = set()
-
-    @property
-    def slowest(self) -> float:
-        """Seconds that a run of a quick task may take, by what is known of all of them; more than nothing."""
-        return max([1e-6, *(self._slowest[name] for name in self.quick)])
-
-    def note(self, name: str, seconds: float) -> None:
-        """A run of the task took this long."""
-        slowest = self._slowest[name] = max(seconds, 0.9 * self._slowest.get(name, 0.0))
-        if slowest >= _QUICK:
-            self.quick.discard(name)
-        elif len(self.quick) < _MOST_QUICK:
-            self.quick.add(name)
 
 
 class Gate(Door):
@@ -92,16 +68,14 @@ class Gate(Door):
         self._enter_pool = enter_pool
         self._waiting: deque[Any] = deque()
         self._inside: dict[Any, bool] = {}  # requests, and whether each is one of a quick task
-        self._in_pool: set[Any] = set()  # of those inside, the ones that have entered the pool …
-        self._lined_up: deque[Any] = deque()  # … and those that follow when one of these is over
-        self._moved_at = 0.0  # when the last job ended, or the first was lined up
         self._promised = 0  # started jobs that are on their way here, and those that the claim in flight may start
-        self._lock = RLock()  # the threads pool reports from its own threads, a signal's handler in the middle of anything
         self._shut = False
         pool = consumer.pool.__class__.__module__
         #: It runs them in threads of this process, which nobody can stop.
         self.threads = pool == _THREADS
-        self._in_turn = pool in (_PREFORK, _THREADS)
+        self.in_turn = pool in (_PREFORK, _THREADS)
+        #: A process may get several quick jobs at once.
+        self.bundles = False
         #: The pool runs a job where it is delivered.
         self.solo = pool == _SOLO
         self._names: tuple[list[str], list[str]] = [], []
@@ -109,6 +83,9 @@ class Gate(Door):
         self._stretch = 0
         self._risk = 0  # how many jobs per process that may be
         self.pace = Pace()
+        #: Those inside that are started.
+        self.line = Line(self, self.pace)
+        self._lock = self.line.lock
         self.transport: Any = None
         #: Called when a job is about to run here.
         self.on_entry: Callable[[], None] = _nothing
@@ -129,7 +106,7 @@ class Gate(Door):
             elif self._waiting or not all(self._inside.values()) or any(map(_runs_alone, self._inside)):
                 places = Places(credit)
             else:
-                free = max(0, self._processes - len(self._inside))
+                free = max(0, self.processes - len(self._inside))
                 starts = min(credit, free) if self._consumer.pool.is_green else ahead
                 starts_once = min(credit, self._places_once) if self._names[1] else 0
                 self._promised += starts_once or (1 if self._names[0] else 0)
@@ -147,7 +124,7 @@ class Gate(Door):
 
     def enough(self, undelivered: int) -> bool:
         """Whether more than half of the prefetch window is still to be worked on."""
-        return len(self._inside) + undelivered > max(self._processes, (self._window + self.ahead()) // 2)
+        return len(self._inside) + undelivered > max(self.processes, (self._window + self.ahead()) // 2)
 
     def ahead(self) -> int:
         """How many jobs may be claimed beyond the prefetch window, if they are of quick tasks."""
@@ -175,11 +152,10 @@ class Gate(Door):
                 (late if tasks[name].acks_late else once).append(name)
         if (late, once) != self._names:
             self._names, self._arrays = (late, once), (text_array(late), text_array(once))
-        usual = late and self._in_turn and self._consumer.initial_prefetch_count >= _USUAL_MULTIPLIER * self._processes
-        self._stretch = max(0, min(_REACH - self._window, int(_QUICK * self._processes / self.pace.slowest))) if usual else 0
-        most = _MOST_RISKED_ALONE if self.solo else _MOST_RISKED
-        risk = max(1, min(most, int(_RISKED / self.pace.slowest))) if once else 0
-        self._risk = risk if self._in_turn or self.solo else 0
+        usual = late and self.in_turn and self._consumer.initial_prefetch_count >= _USUAL_MULTIPLIER * self.processes
+        self._stretch = max(0, min(_REACH - self._window, int(QUICK * self.processes / self.pace.slowest))) if usual else 0
+        risk = max(1, min(_MOST_RISKED, int(_RISKED / self.pace.slowest))) if once else 0
+        self._risk = risk if self.in_turn or self.solo else 0
 
     @property
     def _window(self) -> int:
@@ -188,16 +164,12 @@ class Gate(Door):
     @property
     def _places_once(self) -> int:
         """How many jobs of quick tasks that are acknowledged early may be started now."""
-        return max(0, self._processes * (1 + self._risk) - len(self._inside) - self._arriving)
+        return max(0, self.processes * (1 + self._risk) - len(self._inside) - self._arriving)
 
     @property
     def _arriving(self) -> int:
         """How many jobs were started by their claim and are not delivered yet."""
         return sum(1 for _, raw in self.transport.cycle_.ready if raw["properties"].get("job", {}).get("start"))
-
-    @property
-    def _processes(self) -> int:
-        return int(self._consumer.pool.num_processes or 1)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -206,12 +178,12 @@ class Gate(Door):
         # What is acknowledged early would be lost if the worker died before it ran, and nobody knows how long that takes. A full
         # pool of greenlets makes whoever enters it wait, and the consumer that waits there neither beats nor settles.
         if pool.is_green or not request.task.acks_late:
-            return self._processes
+            return self.processes
         if request.name in self.pace.quick and all(self._inside.values()):
-            return max(2 * self._processes, self._window)
+            return max(2 * self.processes, self._window)
         # The solo pool runs tasks inside the event loop: what it started ahead would wait as long as the running task. Threads
         # have no pipes, and what waits in line goes back after _HELD_UP.
-        return self._processes if self.solo or self.threads else 2 * self._processes
+        return self.processes if self.solo or self.threads else 2 * self.processes
 
     def request(self, request: Any) -> Any:
         """A request is ready to run (called by Celery's strategy, rate limits and ETA timers)."""
@@ -229,6 +201,10 @@ class Gate(Door):
         self._advance()
         return None
 
+    def collecting(self) -> AbstractContextManager[None]:
+        """While several requests are delivered."""
+        return self.line.collecting()
+
     def held(self) -> set[str]:
         """Ids of the jobs that wait here or are in the pool."""
         with self._lock:
@@ -238,31 +214,24 @@ class Gate(Door):
         """A request is over, whatever became of it."""
         with self._lock:
             self._inside.pop(request, None)
-            self._moved_at = monotonic()
-            self._in_pool.discard(request)
-            followers: list[Any] = []
-            # A thread of the pool may end its job while the connection is lost: nobody knows whose the others are by now.
-            goes_on = bool(self._lined_up) and not (self._shut or leaving()) and self.transport.session.connected
-            while goes_on and self._lined_up and self._has_place(self._lined_up[0]):
-                followers.append(self._lined_up.popleft())
-                self._in_pool.add(followers[-1])
-        for follower in followers:
-            self._enter(follower)
+        self.line.left(request)
         self._advance()
-
-    def _has_place(self, request: Any) -> bool:
-        # A process has the next one in its pipe while it tells of the last; a thread enters the next one itself.
-        return len(self._in_pool) < self._processes * (2 if request.task.acks_late and not self.threads else 1)
 
     def tend(self) -> None:
         """Give back what was started ahead and does not come to its turn."""
-        if self._lined_up and monotonic() >= self._moved_at + _HELD_UP:
+        self.line.free()
+        if self.line.held_up >= _HELD_UP:
             self.give_back()
 
+    @property
+    def tend_at(self) -> float:
+        """When there may be something to tend, in monotonic seconds."""
+        return self.line.stuck_at
+
     def give_back(self) -> None:
-        """What was started ahead and is not in the pool goes back to the queue, and what is there counts as slow."""
+        """What was started ahead and has not begun goes back to the queue, and what has counts as slow."""
         with self._lock:
-            held_up, self._lined_up = self._lined_up, deque()
+            held_up = self.line.take_all()
             self._inside = dict.fromkeys(self._inside, False)
         for request in held_up:
             self._hand_back(request)
@@ -298,9 +267,9 @@ class Gate(Door):
         self._consumer.pool.flush = None
         with self._lock:
             self._waiting.clear()
-            self._lined_up.clear()
+            self.line.take_all()
             self._promised = 0
-            running = {request: quick for request, quick in self._inside.items() if request in self._in_pool}
+            running = {request: quick for request, quick in self._inside.items() if request in self.line.in_pool}
             self.transport.settlements.forget_starts()
             for request in self._inside.keys() - running.keys():
                 self.transport.settlements.release(request.message.lease)
@@ -345,18 +314,47 @@ class Gate(Door):
         if not self._consumer.pool.is_green and (self._shut or leaving()):
             self._hand_back(request)
             return
-        with self._lock:
-            if self._in_turn and (self._lined_up or not self._has_place(request)):
-                self._moved_at = self._moved_at if self._lined_up else monotonic()
-                self._lined_up.append(request)
+        self.line.add(request)
+
+    # -- what the line asks -------------------------------------------------------------------------------------------
+
+    @property
+    def processes(self) -> int:
+        """How many processes or threads the pool has."""
+        return int(self._consumer.pool.num_processes or 1)
+
+    def is_quick(self, request: Any) -> bool:
+        """Whether it is one of a quick task, and nothing has taken long since it came."""
+        return self._inside.get(request, False)
+
+    def goes_on(self) -> bool:
+        """Whether anything is begun any more. A thread of the pool may end its job while the connection is lost: nobody knows
+        whose the others are by then.
+        """
+        return not (self._shut or leaving()) and bool(self.transport.session.connected)
+
+    def held_up(self, requests: list[Any]) -> None:
+        """These take long after all, those of them that are not over."""
+        self._inside.update((request, False) for request in requests if request in self._inside)
+
+    def enter(self, entry: Any) -> None:
+        """Into the pool with it."""
+        requests = entry.requests if isinstance(entry, Bundle) else [entry]
+        for request in requests:
+            if self._inside.get(request) and not request.ignore_result:
+                may_be_carried(request.message.properties["job"])
+        self.on_entry()
+        if isinstance(entry, Bundle):
+            try:
+                self._enter_pool(entry)
+            except Exception:  # one of them, and it will be said which
+                requests = self.line.refused(entry)
+            else:
                 return
-            self._in_pool.add(request)
-        self._enter(request)
+        for request in requests:
+            self._enter(request)
 
     def _enter(self, request: Any) -> None:
-        if self._inside.get(request) and not request.ignore_result:
-            may_be_carried(request.message.properties["job"])
-        self.on_entry()
         try:
             self._enter_pool(request)
         except Exception as error:  # a header that somebody wrote by hand

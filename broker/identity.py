@@ -57,6 +57,15 @@ _current: Identity | None = None
 def identity() -> Identity:
     """The identity of this process; a forked child gets its own."""
     global _current
-    if _current is None or _current.pid != os.getpid():
+    if _current is None:
         _current = Identity()
     return _current
+
+
+def _forget() -> None:
+    global _current
+    _current = None
+
+
+if hasattr(os, "register_at_fork"):  # else nothing forks
+    os.register_at_fork(after_in_child=_forget)

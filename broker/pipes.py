@@ -18,6 +18,7 @@ import pickle
 import select
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from struct import Struct
 from time import monotonic
@@ -28,14 +29,20 @@ from billiard.process import current_process
 from billiard.reduction import ForkingPickler
 from celery.concurrency import asynpool
 
+from celery_jobqueue.broker.bundles import ENDED, ended
 from celery_jobqueue.broker.comeback import leaving
 
-__all__ = ["accept_silently", "talk_tersely"]
+with suppress(ImportError):  # neither is there on Windows, where this pool is not
+    import fcntl
+    import termios
+
+__all__ = ["accept_silently", "knows_its_jobs", "talk_tersely"]
 
 _length = Struct(">i")
 _AT_ONCE = 65536  # bytes: what Linux lets a pipe hold
 #: Bytes that a pipe takes as a whole or not at all; of longer ones it may take a part, and Celery knows how to go on with that.
 _WHOLE = getattr(select, "PIPE_BUF", 0)
+_HAS_SIZE = "fcntl" in globals() and hasattr(fcntl, "F_GETPIPE_SZ")
 #: Bytes of what every process is told when the worker shuts down, and finds in its pipe once its job is over.
 _FAREWELL = _length.size + len(ForkingPickler.dumps(None))
 #: In the place of a job's index, which only map() uses: the job counts as accepted.
@@ -46,8 +53,17 @@ def talk_tersely(pool: Any) -> None:
     """Have the billiard pool read and write this way, from the next event loop on."""
     handler = pool._result_handler
     handler._make_process_result = lambda hub: _reading(handler, hub)
+    handler.state_handlers[ENDED] = ended
     pool._create_write_handlers = _writing(pool, pool._create_write_handlers)
     pool.process_flush_queues = _taking_back(pool, pool.process_flush_queues)
+
+
+def knows_its_jobs(pool: Any) -> bool:
+    """Whether it can be said which jobs a process of the billiard pool had begun when it died, without its saying so."""
+    # A spawned process shares nothing with us, and does not know that it shall be silent. One that ends after so many jobs does
+    # not begin what is written to it then. Where jobs are written to busy processes, too (-O fast), there may be any number.
+    return bool(pool._ctx.get_start_method() == "fork" and pool.sched_strategy == asynpool.SCHED_STRATEGY_FAIR
+                and not (pool._maxtasksperchild or pool._max_memory_per_child))
 
 
 def accept_silently() -> None:
@@ -149,10 +165,7 @@ def _writing(pool: Any, create: Callable[..., None]) -> Callable[..., None]:
 def _putting(pool: Any, queue: Callable[[tuple[Any, ...]], None]) -> Callable[[tuple[Any, ...]], None]:
     outbound, busy, processes = pool.outbound_buffer, pool._busy_workers, pool._fileno_to_inq
     accepted = pool._result_handler.state_handlers[ACK]
-    # A spawned process does not know that it shall be silent. One that ends after so many jobs does not begin what is written to
-    # it then. Where jobs are written to busy processes too (-O fast), it could not be said which of them a dead one had begun.
-    may_accept = (pool._ctx.get_start_method() == "fork" and pool.sched_strategy == asynpool.SCHED_STRATEGY_FAIR
-                  and not (pool._maxtasksperchild or pool._max_memory_per_child))
+    may_accept = knows_its_jobs(pool)
 
     def put(said: tuple[Any, ...]) -> None:
         """Write the job to a process that has nothing to do, or have it wait."""
@@ -167,7 +180,7 @@ def _putting(pool: Any, queue: Callable[[tuple[Any, ...]], None]) -> Callable[[t
         queue(_with_index(said, _ACCEPTED) if accepts else said)
         header, body, size = job._payload
         try:
-            if size > _WHOLE - _length.size:
+            if size > _WHOLE - _length.size and size > _room(idle) - _length.size:
                 raise BlockingIOError
             os.write(idle, bytes(header) + bytes(body))
         except OSError:  # too long, full, or gone: Celery will find out
@@ -211,11 +224,13 @@ def _taking_back(pool: Any, flush: Callable[[Any], None]) -> Callable[[Any], Non
     return flushed
 
 
+def _room(pipe: int) -> int:
+    """How many bytes an empty pipe takes as a whole; that of a process that has nothing to do is empty."""
+    return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) if _HAS_SIZE else 0
+
+
 def _unread(reader: Any) -> int:
     """How many bytes lie in the pipe."""
-    import fcntl  # neither is there on Windows, where this pool is not
-    import termios
-
     return int.from_bytes(fcntl.ioctl(reader.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from celery import signals
 
-from celery_jobqueue.broker.pipes import accept_silently, talk_tersely
+from celery_jobqueue.broker.bundles import prepare_bundles
+from celery_jobqueue.broker.pipes import accept_silently, knows_its_jobs, talk_tersely
 
-__all__ = ["mind", "prepare_processes"]
+__all__ = ["hear", "may_bundle", "mind", "prepare_processes"]
 
 
 def mind(pool: Any) -> None:
@@ -25,10 +26,10 @@ def mind(pool: Any) -> None:
         inner.minded = True
         talk_tersely(inner)
         inner.on_partial_read = _heeding_the_dead(inner, inner.on_partial_read)
-        inner.on_hard_timeout = _heeding_the_done(inner, inner.on_hard_timeout)
+        inner.on_hard_timeout = _heeding_the_done(pool, inner.on_hard_timeout)
 
 
-def prepare_processes() -> None:
+def prepare_processes(processes: int) -> None:
     """Have the processes of the pool that this one is going to fork be brief, and not interrupt anybody when they get a job.
 
     All of them wait for the worker's main process, and it waited a quarter of its time for a processor, because a process that
@@ -38,6 +39,7 @@ def prepare_processes() -> None:
     want it may set SCHED_OTHER. A policy that somebody chose is left alone.
     """
     main = os.getpid()
+    prepare_bundles(2 * processes)
 
     def prepare(**_: Any) -> None:
         if os.getpid() == main:  # the solo pool, too, says that it is a process of a pool
@@ -48,6 +50,22 @@ def prepare_processes() -> None:
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
     signals.worker_process_init.connect(prepare, weak=False, dispatch_uid="celery_jobqueue.prefork")
+
+
+def may_bundle(pool: Any) -> bool:
+    """Whether a process of this pool may get several jobs at once: where it is known which of them it has begun, where none of
+    them has a time limit by the worker's options, and where processes are not counted by their jobs.
+    """
+    inner: Any = getattr(pool, "_pool", None)
+    return bool(getattr(inner, "minded", False) and knows_its_jobs(inner) and not (inner.timeout or inner.soft_timeout))
+
+
+def hear(pool: Any, pid: int | None) -> None:
+    """Read what a process of the pool has said."""
+    inner = pool._pool
+    for process in inner._pool:
+        if process.pid == pid:
+            inner.process_flush_queues(process)
 
 
 def _watch_again(inner: Any) -> None:
@@ -75,16 +93,15 @@ def _heeding_the_dead(inner: Any, give_to_another: Callable[[Any, Any], None]) -
     return heed
 
 
-def _heeding_the_done(inner: Any, time_is_up: Callable[[Any], None]) -> Callable[[Any], None]:
+def _heeding_the_done(pool: Any, time_is_up: Callable[[Any], None]) -> Callable[[Any], None]:
     """After a stall of the worker (a stopped container) timers fire before anything is read, and tasks that were over in time
     exceed their hard time limits.
     """
     @wraps(time_is_up)
     def heed(job: Any) -> None:
         try:
-            for process in inner._pool:
-                if process.pid == job._worker_pid and not job.ready():
-                    inner.process_flush_queues(process)
+            if not job.ready():
+                hear(pool, job._worker_pid)
         finally:
             time_is_up(job)
 

@@ -20,6 +20,7 @@ from celery.worker.state import task_ready
 from kombu.utils.encoding import safe_repr, safe_str
 from kombu.utils.imports import symbol_by_name
 
+from celery_jobqueue.broker.prefork import hear
 from celery_jobqueue.broker.retries import pause
 from celery_jobqueue.broker.sessions import still_held
 from celery_jobqueue.broker.settlements import Failure, Lease, Result, describe
@@ -37,6 +38,8 @@ class JobRequest(Request):  # type: ignore[misc]
     _ended = False
     #: The gate that let the request in; it wants to know when the request is over.
     job_gate: Any = None
+    #: What it shares its place in the pool with.
+    bundle: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Celery makes a subclass per task that replaces on_success, and calls nothing else when a task acknowledged
@@ -55,6 +58,31 @@ class JobRequest(Request):  # type: ignore[misc]
         if self.lease is not None and not self.task.acks_late:
             self._message.early = True
         super().on_accepted(pid, time_accepted)
+
+    @property
+    def may_be_bundled(self) -> bool:
+        """Whether nobody minds if it has no place of its own in the pool: no time limit, no Request class of the task's own."""
+        task, limits = self.task, self.time_limits
+        return task.Request is JobRequest and self._terminate_on_ack is None and not (
+            limits[0] or limits[1] or task.time_limit or task.soft_time_limit)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Revoked, and to be stopped if it runs."""
+        if self._runs_alone(pool):
+            super().terminate(pool, signal)
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """To be stopped if it runs, as the worker leaves or is cut off."""
+        if self._runs_alone(pool):
+            super().cancel(pool, signal, emit_retry)
+
+    def _runs_alone(self, pool: Any) -> bool:
+        """Have its process run nothing after it; False when there is nothing to stop: it is over, or revoked before it began."""
+        if self.bundle is None:
+            return True
+        self.job_gate.line.break_up(self.bundle)
+        hear(pool, self.worker_pid)
+        return not self._ended and (self.bundle is not None or self.id not in worker_state.revoked)
 
     def on_not_accepted(self) -> None:
         """The process that was to run it has died without having read it; another one gets it."""

@@ -7,6 +7,7 @@ Celery offers, and needs nothing from the application: a bootstep of the consume
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -25,7 +26,7 @@ from celery_jobqueue.broker.expiry import Expiries
 from celery_jobqueue.broker.gate import Gate
 from celery_jobqueue.broker.identity import identity
 from celery_jobqueue.broker.logs import install as _install_in_logs
-from celery_jobqueue.broker.prefork import mind, prepare_processes
+from celery_jobqueue.broker.prefork import may_bundle, mind, prepare_processes
 from celery_jobqueue.broker.pulse import Pulse
 from celery_jobqueue.broker.requests import as_job_request
 from celery_jobqueue.broker.retries import retry_automatically
@@ -85,6 +86,7 @@ class JobQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         transport.cycle_.mailbox.leisurely = f"{consumer.app.conf.event_queue_prefix}."
         transport.cycle_.duties.count_for(self.gate)
         mind(consumer.pool)
+        self.gate.bundles = may_bundle(consumer.pool)
         self.gate.transport = transport
         self.gate.reset()
         self._claim_identity(transport.cycle_)
@@ -221,7 +223,7 @@ def _join(sender: Any, **_: Any) -> None:
     Mingle.compatible_transports.add(Transport.driver_type)
     sender.app.steps["consumer"].add(JobQueueStep)
     _install_in_logs()
-    prepare_processes()
+    prepare_processes(int(sender.concurrency or os.cpu_count() or 1))
     if not hasattr(Heart._send, "__wrapped__"):
         Heart._send = _sending_once(Heart._send)
     for task in sender.app.tasks.values():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celery_jobqueue.broker.channel import Delivered
+from celery_jobqueue.broker.delivered import Delivered
 from celery_jobqueue.broker.messages import decode_job, encode_job, envelopes, job_id, revocation, uuid7
 from celery_jobqueue.broker.priorities import to_row
 from celery_jobqueue.broker.session import Row

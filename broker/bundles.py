@@ -1,0 +1,190 @@
+"""Quick jobs go to a process of the prefork pool in bundles: one message there, and one place in the pool, for several jobs.
+
+Celery hands each job over by itself: a call of the pool, a message, a turn of the process, a place in the pool that is taken and
+freed. For a task of a few microseconds that is most of what the worker's main process does, and that is what limits a worker.
+
+The process runs the jobs of a bundle one after the other and tells of each as it ends. Before each it takes a token, of as many
+as the bundle has jobs; the worker takes back what is left of them, and with that the jobs that the process has not begun: when
+one of them takes long after all, when the worker leaves, when the process has died. So it is known at any time which of them ran,
+and a job that waits in a bundle can still be given to somebody else, which one that lies in the pool's pipe cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from multiprocessing import get_context
+from time import monotonic
+from typing import Any
+from weakref import WeakValueDictionary
+
+from billiard.pool import MaybeEncodingError
+from billiard.process import current_process
+from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.exceptions import TaskRevokedError
+
+from celery_jobqueue.broker.carried import carrying_call
+
+__all__ = ["ENDED", "Bundle", "ended", "prepare_bundles"]
+
+#: What a process says when a job of a bundle is over, beside billiard's own numbers.
+ENDED = 100
+
+_numbers = count(1)
+_bundles: WeakValueDictionary[int, Bundle] = WeakValueDictionary()
+_tokens: list[Any] = []  # semaphores; the processes of the pool have the same ones, by inheritance
+_free: list[int] = []  # of these, by index
+
+
+def prepare_bundles(most: int) -> None:
+    """Before the first pool of this process forks: what so many bundles share with the processes that run them. Without it there
+    are no bundles.
+    """
+    if not _tokens:
+        with suppress(OSError, ValueError, ImportError):  # no fork here, or no shared memory
+            _tokens.extend(get_context("fork").Semaphore(0) for _ in range(most))
+            _free.extend(range(len(_tokens)))
+
+
+# -- in the process that runs the jobs ---------------------------------------------------------------------------------
+
+
+def _run(number: int, slot: int, calls: list[tuple[Any, tuple[Any, ...]]]) -> None:
+    """Run those calls that are not taken back. What one of them raises is for the pool: it is the first that has not ended."""
+    take, tell = _tokens[slot].acquire, current_process()._target.outq.put
+    for index, (trace, args) in enumerate(calls):
+        if not take(False):
+            return
+        outcome = trace(*args)
+        try:
+            tell((ENDED, (number, index, outcome)))
+        except Exception as error:  # as billiard has it for a single job
+            raise MaybeEncodingError(error, outcome) from error
+
+
+# -- in the worker -----------------------------------------------------------------------------------------------------
+
+
+def ended(number: int, index: int, outcome: Any) -> None:
+    """A process says that a job of a bundle is over."""
+    bundle = _bundles.get(number)
+    if bundle is not None:
+        bundle.ended(index, outcome)
+
+
+class Bundle:
+    """Requests that are one to the pool. over: called once the pool has done with it, with those that never began."""
+
+    def __init__(self, requests: list[Any], over: Callable[[Bundle, list[Any]], None]) -> None:
+        #: Those that have not been taken back.
+        self.requests = requests
+        #: When one of them ended the last time, or the first began.
+        self.moved_at = monotonic()
+        self._number = next(_numbers)
+        self._over = over
+        slot = _free.pop()
+        self._slot: int | None = slot
+        self._ended = 0
+        self._pid = 0
+        self._result: Any = None
+        for request in requests:
+            request.bundle = self
+            _tokens[slot].release()
+        _bundles[self._number] = self
+
+    @staticmethod
+    def available() -> bool:
+        """Whether there can be one more."""
+        return bool(_free)
+
+    @property
+    def waits(self) -> bool:
+        """Whether one of them waits for another, or may do so."""
+        return self._ended + 1 < len(self.requests)
+
+    def execute_using_pool(self, pool: Any, **_: Any) -> Any:
+        """Enter the pool, without what was revoked meanwhile. Celery calls this where it has a request.
+
+        Raises celery.exceptions.TaskRevokedError when nothing is left.
+        """
+        for request in [request for request in self.requests if request.revoked()]:
+            self.requests.remove(request)
+            if self._slot is not None:
+                _tokens[self._slot].acquire(False)
+        if not self.requests:
+            self._done()
+            raise TaskRevokedError("all that were to go to a process together")
+        try:
+            self._result = pool.apply_async(
+                _run, args=(self._number, self._slot, [_call(request) for request in self.requests]),
+                accept_callback=self.on_accepted, callback=self._done, error_callback=self._failed,
+                correlation_id=self.requests[0].id)
+        except BaseException:  # the pool remembers it all the same, and would wait for its end when the worker leaves
+            for result in [result for result in pool._pool._cache.values() if result._callback == self._done]:
+                result.discard()
+            raise
+        return self._result
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """A process has it."""
+        self._pid, self.moved_at = pid, monotonic()
+        if self.requests:
+            self.requests[0].on_accepted(pid, time_accepted)
+
+    def on_not_accepted(self) -> None:
+        """That process has died without having read it."""
+        for request in self.requests[:1]:
+            request.on_not_accepted()
+
+    def ended(self, index: int, outcome: Any) -> None:
+        """One of them is over, and the next begins."""
+        self._ended, self.moved_at = index + 1, monotonic()
+        try:
+            self._result.safe_apply_callback(self.requests[index].on_success, outcome)
+        finally:
+            if self._ended < len(self.requests):
+                self._result.safe_apply_callback(self.requests[self._ended].on_accepted, self._pid, monotonic())
+
+    def take_back(self) -> list[Any]:
+        """Those that no process has begun, in their order; none will."""
+        begun = len(self.requests)
+        while self._slot is not None and begun and _tokens[self._slot].acquire(False):
+            begun -= 1
+        back = self.requests[begun:]
+        del self.requests[begun:]
+        for request in back:
+            request.bundle = None
+            if request.time_start is not None:
+                request.on_not_accepted()
+        return back
+
+    def dissolve(self) -> list[Any]:
+        """Take back all, as the pool has not taken it."""
+        back = self.take_back()
+        self._close()
+        return back
+
+    def _done(self, _: Any = None) -> None:
+        self._close()
+        self._over(self, [])
+
+    def _failed(self, info: Any) -> None:
+        """The process died, or one of them got out of what runs it: the one that has begun and not ended."""
+        back = self.dissolve()
+        try:
+            if self._ended < len(self.requests):
+                self.requests[self._ended].on_failure(info)
+        finally:
+            self._over(self, back)
+
+    def _close(self) -> None:
+        if self._slot is not None:
+            _free.append(self._slot)
+            self._slot = None
+
+
+def _call(request: Any) -> tuple[Any, tuple[Any, ...]]:
+    trace = fast_trace_task if request.app.use_fast_trace_task else trace_task_ret
+    # What it says is decoded already, and travels with the request as it is: a text less, and a decoding.
+    return carrying_call(trace, (request.type, request.id, request.request_dict, request._payload, None, None))

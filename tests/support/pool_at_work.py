@@ -227,7 +227,7 @@ def last_words() -> Any:
 
 def policies() -> Any:
     """How the process that makes a pool is scheduled, one of the pool, and one of a pool whose policy somebody has chosen."""
-    prepare_processes()
+    prepare_processes(2)
     found = []
     for chosen in (None, os.SCHED_OTHER, os.SCHED_IDLE):
         reading, writing = os.pipe()
@@ -243,9 +243,10 @@ def policies() -> Any:
     return found
 
 
-def main() -> None:
+def main(cases: dict[str, Any]) -> None:
+    """Run the case that the command line names."""
     try:
-        print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])), flush=True)
+        print(json.dumps(cases[sys.argv[1]](*sys.argv[2:])), flush=True)
     finally:
         for process in [process for pool in _POOLS for process in pool._pool]:
             with suppress(ProcessLookupError):
@@ -255,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

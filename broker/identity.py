@@ -57,15 +57,6 @@ _current: Identity | None = None
 def identity() -> Identity:
     """The identity of this process; a forked child gets its own."""
     global _current
-    if _current is None:
+    if _current is None or _current.pid != os.getpid():
         _current = Identity()
     return _current
-
-
-def _forget() -> None:
-    global _current
-    _current = None
-
-
-if hasattr(os, "register_at_fork"):  # else nothing forks
-    os.register_at_fork(after_in_child=_forget)

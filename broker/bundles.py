@@ -140,9 +140,11 @@ class Bundle:
     def ended(self, index: int, outcome: Any) -> None:
         """One of them is over, and the next begins."""
         self._ended, self.moved_at = index + 1, monotonic()
+        request = self.requests[index]
         try:
-            self._result.safe_apply_callback(self.requests[index].on_success, outcome)
+            self._result.safe_apply_callback(request.on_success, outcome)
         finally:
+            request.bundle = None  # no circle, or all of it would wait for the garbage collector: 17 MB at a prefetch of 1,000
             if self._ended < len(self.requests):
                 self._result.safe_apply_callback(self.requests[self._ended].on_accepted, self._pid, monotonic())
 
@@ -173,12 +175,14 @@ class Bundle:
         """The process died, or one of them got out of what runs it: the one that has begun and not ended."""
         back = self.dissolve()
         try:
-            if self._ended < len(self.requests):
-                self.requests[self._ended].on_failure(info)
+            for request in self.requests[self._ended:]:
+                request.on_failure(info)
+                request.bundle = None
         finally:
             self._over(self, back)
 
     def _close(self) -> None:
+        self._result = None
         if self._slot is not None:
             _free.append(self._slot)
             self._slot = None

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from multiprocessing import get_context
 from time import monotonic
 from typing import Any
 from weakref import WeakValueDictionary
 
+from billiard import get_context
 from billiard.pool import MaybeEncodingError
 from billiard.process import current_process
 from celery.app.trace import fast_trace_task, trace_task_ret

@@ -21,7 +21,7 @@ def test_they_run_in_turn_and_each_is_told_of() -> None:
     (first, failed, long, last), back, nothing_kept = came_of("in_turn")
     assert (first, failed, last) == (["accepted", "1"], ["accepted", "ValueError"], ["accepted", "4"])
     assert long[0] == "accepted"
-    assert len(long[1]) > 100_000
+    assert long[1].startswith("['xxx")
     assert (back, nothing_kept) == ([], True)
 
 

@@ -11,6 +11,8 @@ and a job that waits in a bundle can still be given to somebody else, which one 
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -26,25 +28,51 @@ from celery.exceptions import TaskRevokedError
 
 from celery_jobqueue.broker.carried import carrying_call
 
-__all__ = ["ENDED", "Bundle", "ended", "prepare_bundles"]
+__all__ = ["ENDED", "Bundle", "are_prepared", "ended", "forget", "prepare_bundles", "return_slot", "take_slot"]
 
 #: What a process says when a job of a bundle is over, beside billiard's own numbers.
 ENDED = 100
+
+logger = logging.getLogger(__name__)
 
 _numbers = count(1)
 _bundles: WeakValueDictionary[int, Bundle] = WeakValueDictionary()
 _tokens: list[Any] = []  # semaphores; the processes of the pool have the same ones, by inheritance
 _free: list[int] = []  # of these, by index
+_made_by = 0  # which process has made them: one that it forks, and that has a pool of its own, needs its own
 
 
 def prepare_bundles(most: int) -> None:
     """Before the first pool of this process forks: what so many bundles share with the processes that run them. Without it there
     are no bundles.
     """
-    if not _tokens:
-        with suppress(OSError, ValueError, ImportError):  # no fork here, or no shared memory
-            _tokens.extend(get_context("fork").Semaphore(0) for _ in range(most))
-            _free.extend(range(len(_tokens)))
+    global _made_by
+    if _made_by == os.getpid():
+        return
+    _made_by = os.getpid()
+    _tokens.clear()
+    _free.clear()
+    with suppress(OSError, ValueError, ImportError):  # no fork here, or no shared memory
+        _tokens.extend(get_context("fork").Semaphore(0) for _ in range(most))
+        _free.extend(range(len(_tokens)))
+
+
+def are_prepared() -> bool:
+    """Whether there can be any in this process."""
+    return bool(_tokens)
+
+
+def take_slot() -> int | None:
+    """A place for one more bundle; None when there is none."""
+    try:
+        return _free.pop()
+    except IndexError:
+        return None
+
+
+def return_slot(slot: int) -> None:
+    """The place is not needed any more."""
+    _free.append(slot)
 
 
 # -- in the process that runs the jobs ---------------------------------------------------------------------------------
@@ -76,14 +104,13 @@ def ended(number: int, index: int, outcome: Any) -> None:
 class Bundle:
     """Requests that are one to the pool. over: called once the pool has done with it, with those that never began."""
 
-    def __init__(self, requests: list[Any], over: Callable[[Bundle, list[Any]], None]) -> None:
+    def __init__(self, requests: list[Any], slot: int, over: Callable[[Bundle, list[Any]], None]) -> None:
         #: Those that have not been taken back.
         self.requests = requests
         #: When one of them ended the last time, or the first began.
         self.moved_at = monotonic()
         self._number = next(_numbers)
         self._over = over
-        slot = _free.pop()
         self._slot: int | None = slot
         self._ended = 0
         self._pid = 0
@@ -93,10 +120,10 @@ class Bundle:
             _tokens[slot].release()
         _bundles[self._number] = self
 
-    @staticmethod
-    def available() -> bool:
-        """Whether there can be one more."""
-        return bool(_free)
+    @property
+    def entered(self) -> bool:
+        """Whether the pool has it."""
+        return self._result is not None
 
     @property
     def waits(self) -> bool:
@@ -106,31 +133,36 @@ class Bundle:
     def execute_using_pool(self, pool: Any, **_: Any) -> Any:
         """Enter the pool, without what was revoked meanwhile. Celery calls this where it has a request.
 
-        Raises celery.exceptions.TaskRevokedError when nothing is left.
+        Raises celery.exceptions.TaskRevokedError, after which Celery has a place in its pool again, when nothing is left, or when
+        the pool refuses one of them: each is to enter alone then, which will show which one it is.
         """
-        for request in [request for request in self.requests if request.revoked()]:
-            self.requests.remove(request)
-            if self._slot is not None:
-                _tokens[self._slot].acquire(False)
-        if not self.requests:
-            self._done()
-            raise TaskRevokedError("all that were to go to a process together")
         try:
-            self._result = pool.apply_async(
-                _run, args=(self._number, self._slot, [_call(request) for request in self.requests]),
-                accept_callback=self.on_accepted, callback=self._done, error_callback=self._failed,
-                correlation_id=self.requests[0].id)
-        except BaseException:  # the pool remembers it all the same, and would wait for its end when the worker leaves
-            for result in [result for result in pool._pool._cache.values() if result._callback == self._done]:
-                result.discard()
-            raise
-        return self._result
+            for request in list(self.requests):
+                if request.revoked():
+                    self.requests.remove(request)
+                    if self._slot is not None:
+                        _tokens[self._slot].acquire(False)
+            if self.requests:
+                self._result = pool.apply_async(
+                    _run, args=(self._number, self._slot, [_call(request) for request in self.requests]),
+                    accept_callback=self.on_accepted, callback=self._done, error_callback=self._failed,
+                    correlation_id=self.requests[0].id)
+                return self._result
+        except Exception:
+            for request in self.requests:
+                request.may_be_bundled = False
+            forget(pool, self._done)
+        self._over(self, self.dissolve())
+        raise TaskRevokedError("none of the jobs that were to go to a process together")
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A process has it."""
         self._pid, self.moved_at = pid, monotonic()
-        if self.requests:
-            self.requests[0].on_accepted(pid, time_accepted)
+        for request in self.requests[:1]:
+            try:
+                request.on_accepted(pid, time_accepted)
+            except Exception:  # out of apply_async() it would say that the pool has refused what it has
+                logger.exception("%s[%s] could not be told that it runs", request.name, request.id)
 
     def on_not_accepted(self) -> None:
         """That process has died without having read it."""
@@ -162,14 +194,16 @@ class Bundle:
         return back
 
     def dissolve(self) -> list[Any]:
-        """Take back all, as the pool has not taken it."""
+        """Take back what no process has begun, and be no bundle any more."""
         back = self.take_back()
-        self._close()
+        self._result = None
+        if self._slot is not None:
+            return_slot(self._slot)
+            self._slot = None
         return back
 
-    def _done(self, _: Any = None) -> None:
-        self._close()
-        self._over(self, [])
+    def _done(self, _: Any) -> None:
+        self._over(self, self.dissolve())
 
     def _failed(self, info: Any) -> None:
         """The process died, or one of them got out of what runs it: the one that has begun and not ended."""
@@ -181,14 +215,15 @@ class Bundle:
         finally:
             self._over(self, back)
 
-    def _close(self) -> None:
-        self._result = None
-        if self._slot is not None:
-            _free.append(self._slot)
-            self._slot = None
+
+def forget(pool: Any, callback: Callable[..., Any]) -> None:
+    """What the pool has refused: it remembers it all the same, and would wait for its end when the worker leaves."""
+    cache: dict[int, Any] = getattr(getattr(pool, "_pool", None), "_cache", {})
+    for result in [result for result in cache.values() if result._callback == callback]:
+        result.discard()
 
 
 def _call(request: Any) -> tuple[Any, tuple[Any, ...]]:
     trace = fast_trace_task if request.app.use_fast_trace_task else trace_task_ret
-    # What it says is decoded already, and travels with the request as it is: a text less, and a decoding.
-    return carrying_call(trace, (request.type, request.id, request.request_dict, request._payload, None, None))
+    return carrying_call(trace, (request.type, request.id, request.request_dict, request.body, request.content_type,
+                                 request.content_encoding))

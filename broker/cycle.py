@@ -234,7 +234,7 @@ class Cycle:
         """Whether the next batch should go out. Claims and completions wait a moment for more while the pool has enough to do:
         a batch costs the server several times what one more job in it does.
         """
-        if now >= min(self.next_duty, self.refusals.next) or self.settlements.urgent or self.refusals:
+        if now >= min(self.next_duty, self.refusals.next, self.door.tend_at) or self.settlements.urgent or self.refusals:
             return True
         if not (self.settlements or self.claims.due(now)):
             self._patient_since = None

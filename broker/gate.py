@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 #: processes do within QUICK: nobody else would have them done sooner. Each of them counts as started if the worker dies.
 _REACH = 32
 #: Seconds of work that a process has started ahead at most of quick tasks that are acknowledged early, and how many jobs that are
-#: at most; at least it is one. Killed in between, the worker has lost them. 0, 1, 3 and 7 jobs: 960, 2,070, 2,380 and 2,950
-#: jobs/s with two processes, and 15 are 7 % faster than 7; in the solo pool 3, 5 and 7: 2,410, 3,640 and 3,980.
+#: at most; at least it is one. Killed in between, the worker has lost them. 0, 1 and 3 jobs: 960, 2,070 and 3,140 jobs/s with two
+#: processes; 3 and 7 (in bundles, another day): 2,380 and 2,950, and 15 are no faster. Solo, 3, 5 and 7: 2,410, 3,640 and 3,980.
 _RISKED, _MOST_RISKED = 0.002, 7
 #: Celery's worker_prefetch_multiplier, unless it is set; who sets a smaller one wants fewer jobs held than that.
 _USUAL_MULTIPLIER = 4
@@ -74,6 +74,7 @@ class Gate(Door):
         #: It runs them in threads of this process, which nobody can stop.
         self.threads = pool == _THREADS
         self.in_turn = pool in (_PREFORK, _THREADS)
+        self.drops = pool == _PREFORK
         #: A process may get several quick jobs at once.
         self.bundles = False
         #: The pool runs a job where it is delivered.
@@ -269,7 +270,8 @@ class Gate(Door):
             self._waiting.clear()
             self.line.take_all()
             self._promised = 0
-            running = {request: quick for request, quick in self._inside.items() if request in self.line.in_pool}
+            kept = self.line.keep_running()
+            running = {request: quick for request, quick in self._inside.items() if request in kept}
             self.transport.settlements.forget_starts()
             for request in self._inside.keys() - running.keys():
                 self.transport.settlements.release(request.message.lease)
@@ -333,7 +335,7 @@ class Gate(Door):
         """
         return not (self._shut or leaving()) and bool(self.transport.session.connected)
 
-    def held_up(self, requests: list[Any]) -> None:
+    def take_long(self, requests: list[Any]) -> None:
         """These take long after all, those of them that are not over."""
         self._inside.update((request, False) for request in requests if request in self._inside)
 
@@ -344,26 +346,19 @@ class Gate(Door):
             if self._inside.get(request) and not request.ignore_result:
                 may_be_carried(request.message.properties["job"])
         self.on_entry()
-        if isinstance(entry, Bundle):
-            try:
-                self._enter_pool(entry)
-            except Exception:  # one of them, and it will be said which
-                requests = self.line.refused(entry)
-            else:
-                return
-        for request in requests:
-            self._enter(request)
+        self._enter_pool(entry)
 
-    def _enter(self, request: Any) -> None:
-        try:
-            self._enter_pool(request)
-        except Exception as error:  # a header that somebody wrote by hand
-            if request.time_start is None and (self._shut or leaving() or not self._consumer.pool.active):
-                self._hand_back(request)  # to threads that take no more
-                return
-            request.message.failure = Failure(f"the message cannot be read: {describe(error)}")
-            mark_unreadable(self._consumer.app, request.message.lease, request.id, error)
-            request.give_up()
+    # -- what a request says of itself --------------------------------------------------------------------------------
+
+    def refused(self, request: Any, error: Exception) -> None:
+        """The pool has not taken the request."""
+        if request.time_start is None and (self._shut or leaving() or not self._consumer.pool.active):
+            self._hand_back(request)  # to threads that take no more
+            return
+        # A header that somebody wrote by hand.
+        request.message.failure = Failure(f"the message cannot be read: {describe(error)}")
+        mark_unreadable(self._consumer.app, request.message.lease, request.id, error)
+        request.give_up()
 
 
 def _nothing() -> None:

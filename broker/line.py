@@ -10,7 +10,7 @@ from threading import RLock
 from time import monotonic
 from typing import Any, Protocol
 
-from celery_jobqueue.broker.bundles import Bundle
+from celery_jobqueue.broker.bundles import Bundle, take_slot
 from celery_jobqueue.broker.pace import Pace
 
 __all__ = ["Crew", "Line"]
@@ -18,6 +18,8 @@ __all__ = ["Crew", "Line"]
 #: Jobs that a process gets at once at most, and seconds that they may take together. Of bundles of one and of up to eight, 4,840
 #: jobs/s became 5,600 (three pairs).
 _MOST, _LONGEST = 8, 0.004
+#: Bytes of their bodies, so that a pipe takes the message as a whole; one that has more goes alone.
+_LARGEST = 32_768
 #: Seconds that are not worth being shared out among processes: a bundle of so much work is filled first.
 _SMALL = 0.001
 #: Seconds without an end, after which those that follow in a bundle do not wait for the one that runs.
@@ -31,7 +33,9 @@ class Crew(Protocol):
     in_turn: bool
     #: It may get several requests at once.
     bundles: bool
-    #: Threads enter what follows themselves; a process has the next slow job in its pipe.
+    #: What Celery holds back when all have something to do is dropped with a connection.
+    drops: bool
+    #: Threads enter what follows themselves; of slow jobs each process has the next one waiting in Celery's pool.
     threads: bool
 
     @property
@@ -47,8 +51,8 @@ class Crew(Protocol):
     def enter(self, entry: Any) -> None:
         """Have the pool run a request or a bundle."""
 
-    def held_up(self, requests: list[Any]) -> None:
-        """Others do not wait for these any more: they take long."""
+    def take_long(self, requests: list[Any]) -> None:
+        """Others do not wait for these any more."""
 
 
 class Line:
@@ -93,10 +97,20 @@ class Line:
             self._collects = False
             self._follow()
 
-    @property
-    def in_pool(self) -> frozenset[Any]:
-        """The requests that no one can take back."""
-        return frozenset(self._in_pool)
+    def keep_running(self) -> frozenset[Any]:
+        """Celery has dropped what waited for a place in its pool, as it does when a connection is lost: forget that. Returns the
+        requests that run, or will, as the pool has them.
+        """
+        with self.lock:
+            for bundle in [bundle for bundle in self._bundles if not bundle.entered]:
+                self._bundles.discard(bundle)
+                bundle.dissolve()
+            if self._crew.drops:
+                dropped = {request for request in self._in_pool if request.bundle is None
+                           and request._apply_result is None and request.time_start is None}
+                self._in_pool -= dropped
+                self._singles -= len(dropped)
+            return frozenset(self._in_pool)
 
     @property
     def held_up(self) -> float:
@@ -111,13 +125,14 @@ class Line:
     def free(self) -> None:
         """Let others have what is in a bundle behind one that takes long."""
         for bundle in [bundle for bundle in list(self._bundles) if bundle.waits and monotonic() >= bundle.moved_at + _STUCK]:
+            bundle.moved_at = monotonic()  # all of them may have begun, and that is still to be read
             self.break_up(bundle)
 
     def break_up(self, bundle: Bundle) -> None:
         """Those of the bundle that have not begun are first in line again."""
         with self.lock:
             self._first_again(bundle.take_back())
-            self._crew.held_up(bundle.requests)
+            self._crew.take_long(bundle.requests)
         self._follow()
 
     def take_all(self) -> list[Any]:
@@ -128,14 +143,6 @@ class Line:
             back = list(self._waiting)
             self._waiting.clear()
         return back
-
-    def refused(self, bundle: Bundle) -> list[Any]:
-        """The pool has not taken the bundle; its requests, each of which has a place of its own now."""
-        with self.lock:
-            self._bundles.discard(bundle)
-            requests = bundle.dissolve()
-            self._singles += len(requests)
-        return requests
 
     def _has_place(self, request: Any) -> bool:
         ahead = request.task.acks_late and not (self._crew.threads or self._may_be_bundled(request))
@@ -153,21 +160,29 @@ class Line:
             self._crew.enter(entry)
 
     def _next(self) -> Any:
-        first = self._waiting.popleft()
-        if not (self._may_be_bundled(first) and Bundle.available()):
-            return self._placed(first)
-        slowest = self._pace.slowest
-        share = -(-(1 + len(self._waiting)) // self._crew.processes)
-        most = min(_MOST, max(share, int(_SMALL / slowest)), int(_LONGEST / slowest))
-        together = [first]
-        while len(together) < most and self._waiting and self._may_be_bundled(self._waiting[0]):
-            together.append(self._waiting.popleft())
-        if len(together) == 1:
-            return self._placed(first)
-        self._in_pool.update(together)
-        bundle = Bundle(together, self._over)
+        together = self._those_that_go_together()
+        slot = take_slot() if len(together) > 1 else None
+        if slot is None:
+            return self._placed(self._waiting.popleft())
+        for request in together:
+            self._waiting.popleft()
+            self._in_pool.add(request)
+        bundle = Bundle(together, slot, self._over)
         self._bundles.add(bundle)
         return bundle
+
+    def _those_that_go_together(self) -> list[Any]:
+        slowest = self._pace.slowest
+        share = -(-len(self._waiting) // self._crew.processes)
+        most = min(_MOST, max(share, int(_SMALL / slowest)), int(_LONGEST / slowest))
+        together: list[Any] = []
+        size = 0
+        for request in self._waiting:
+            size += len(request.body)
+            if len(together) == most or size > _LARGEST or not self._may_be_bundled(request):
+                break
+            together.append(request)
+        return together
 
     def _placed(self, request: Any) -> Any:
         self._in_pool.add(request)

@@ -40,7 +40,7 @@ __all__ = ["accept_silently", "knows_its_jobs", "talk_tersely"]
 
 _length = Struct(">i")
 _AT_ONCE = 65536  # bytes: what Linux lets a pipe hold
-#: Bytes that a pipe takes as a whole or not at all; of longer ones it may take a part, and Celery knows how to go on with that.
+#: Bytes that any pipe takes as a whole or not at all. What is longer, and longer than an empty pipe, is for Celery to write.
 _WHOLE = getattr(select, "PIPE_BUF", 0)
 _HAS_SIZE = "fcntl" in globals() and hasattr(fcntl, "F_GETPIPE_SZ")
 #: Bytes of what every process is told when the worker shuts down, and finds in its pipe once its job is over.
@@ -182,7 +182,7 @@ def _putting(pool: Any, queue: Callable[[tuple[Any, ...]], None]) -> Callable[[t
         try:
             if size > _WHOLE - _length.size and size > _room(idle) - _length.size:
                 raise BlockingIOError
-            os.write(idle, bytes(header) + bytes(body))
+            _write(idle, bytes(header) + bytes(body))
         except OSError:  # too long, full, or gone: Celery will find out
             if accepts:
                 outbound.remove(job)
@@ -222,6 +222,18 @@ def _taking_back(pool: Any, flush: Callable[[Any], None]) -> Callable[[Any], Non
                     forget()
 
     return flushed
+
+
+def _write(pipe: int, data: bytes) -> None:
+    """All of it. Where the system has no memory for that just now, who reads the pipe makes room."""
+    written = os.write(pipe, data)
+    if written < len(data):
+        os.set_blocking(pipe, True)
+        try:
+            while written < len(data):
+                written += os.write(pipe, data[written:])
+        finally:
+            os.set_blocking(pipe, False)
 
 
 def _room(pipe: int) -> int:

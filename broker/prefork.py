@@ -10,8 +10,11 @@ from typing import Any
 
 from celery import signals
 
-from celery_jobqueue.broker.bundles import prepare_bundles
+from celery_jobqueue.broker.bundles import are_prepared, prepare_bundles
 from celery_jobqueue.broker.pipes import accept_silently, knows_its_jobs, talk_tersely
+
+#: That are in the pool at the same time; of more processes some get their jobs one by one.
+_BUNDLES = 64
 
 __all__ = ["hear", "may_bundle", "mind", "prepare_processes"]
 
@@ -29,7 +32,7 @@ def mind(pool: Any) -> None:
         inner.on_hard_timeout = _heeding_the_done(pool, inner.on_hard_timeout)
 
 
-def prepare_processes(processes: int) -> None:
+def prepare_processes(processes: Any) -> None:
     """Have the processes of the pool that this one is going to fork be brief, and not interrupt anybody when they get a job.
 
     All of them wait for the worker's main process, and it waited a quarter of its time for a processor, because a process that
@@ -37,9 +40,11 @@ def prepare_processes(processes: int) -> None:
     Their share of the processors stays the same, so this takes no more from a task than the slice of another process
     (https://man7.org/linux/man-pages/man7/sched.7.html, SCHED_BATCH). Programs that tasks start inherit it; a task that does not
     want it may set SCHED_OTHER. A policy that somebody chose is left alone.
+
+    processes: how many there will be, as far as Celery knows it yet.
     """
     main = os.getpid()
-    prepare_bundles(2 * processes)
+    prepare_bundles(min(_BUNDLES, 2 * (processes if isinstance(processes, int) else os.cpu_count() or 1)))
 
     def prepare(**_: Any) -> None:
         if os.getpid() == main:  # the solo pool, too, says that it is a process of a pool
@@ -57,14 +62,16 @@ def may_bundle(pool: Any) -> bool:
     them has a time limit by the worker's options, and where processes are not counted by their jobs.
     """
     inner: Any = getattr(pool, "_pool", None)
-    return bool(getattr(inner, "minded", False) and knows_its_jobs(inner) and not (inner.timeout or inner.soft_timeout))
+    return bool(are_prepared() and getattr(inner, "minded", False) and knows_its_jobs(inner)
+                and not (inner.timeout or inner.soft_timeout))
 
 
 def hear(pool: Any, pid: int | None) -> None:
     """Read what a process of the pool has said."""
     inner = pool._pool
     for process in inner._pool:
-        if process.pid == pid:
+        # Of a long message there may be a part already, and the rest of it must not be taken for the next one.
+        if process.pid == pid and not inner._result_handler._finish_partial_read(process.outqR_fd, process):
             inner.process_flush_queues(process)
 
 

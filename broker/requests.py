@@ -13,13 +13,14 @@ from functools import lru_cache, wraps
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.utils.encoding import safe_repr, safe_str
 from kombu.utils.imports import symbol_by_name
 
+from celery_jobqueue.broker.bundles import forget
 from celery_jobqueue.broker.prefork import hear
 from celery_jobqueue.broker.retries import pause
 from celery_jobqueue.broker.sessions import still_held
@@ -30,6 +31,7 @@ __all__ = ["JobRequest", "as_job_request"]
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = timedelta(0)
+_NO_LIMITS = ([None, None], (None, None))
 
 
 class JobRequest(Request):  # type: ignore[misc]
@@ -40,6 +42,7 @@ class JobRequest(Request):  # type: ignore[misc]
     job_gate: Any = None
     #: What it shares its place in the pool with.
     bundle: Any = None
+    _bundles = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Celery makes a subclass per task that replaces on_success, and calls nothing else when a task acknowledged
@@ -47,6 +50,8 @@ class JobRequest(Request):  # type: ignore[misc]
         super().__init_subclass__(**kwargs)
         if "on_success" in cls.__dict__:
             cls.on_success = _telling(cls.on_success)
+        if "execute_using_pool" in cls.__dict__:
+            cls.execute_using_pool = _refusing(cls.execute_using_pool)
 
     @property
     def lease(self) -> Lease | None:
@@ -62,9 +67,13 @@ class JobRequest(Request):  # type: ignore[misc]
     @property
     def may_be_bundled(self) -> bool:
         """Whether nobody minds if it has no place of its own in the pool: no time limit, no Request class of the task's own."""
-        task, limits = self.task, self.time_limits
-        return task.Request is JobRequest and self._terminate_on_ack is None and not (
-            limits[0] or limits[1] or task.time_limit or task.soft_time_limit)
+        task = self.task
+        return (self._bundles and task.Request is JobRequest and self._terminate_on_ack is None and not task.time_limit
+                and not task.soft_time_limit and self.time_limits in _NO_LIMITS)
+
+    @may_be_bundled.setter
+    def may_be_bundled(self, may: bool) -> None:
+        self._bundles = may
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Revoked, and to be stopped if it runs."""
@@ -241,6 +250,24 @@ def _telling(on_success: Callable[..., Any]) -> Callable[..., Any]:
         return answer
 
     return told
+
+
+def _refusing(execute: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(execute)
+    def entered(self: JobRequest, pool: Any, **kwargs: Any) -> Any:
+        try:
+            return execute(self, pool, **kwargs)
+        except TaskRevokedError:
+            raise
+        except Exception as error:
+            if self.job_gate is None:
+                raise
+            # Whatever else is raised here costs Celery a place in its pool, and may take the end of another job along.
+            forget(pool, self.on_success)
+            self.job_gate.refused(self, error)
+            raise TaskRevokedError(self.id) from error
+
+    return entered
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,6 @@ Celery offers, and needs nothing from the application: a bootstep of the consume
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -223,7 +222,7 @@ def _join(sender: Any, **_: Any) -> None:
     Mingle.compatible_transports.add(Transport.driver_type)
     sender.app.steps["consumer"].add(JobQueueStep)
     _install_in_logs()
-    prepare_processes(int(sender.concurrency or os.cpu_count() or 1))
+    prepare_processes(sender.concurrency)
     if not hasattr(Heart._send, "__wrapped__"):
         Heart._send = _sending_once(Heart._send)
     for task in sender.app.tasks.values():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
 from celery_jobqueue.broker import bundles
-from celery_jobqueue.broker.bundles import Bundle, prepare_bundles
+from celery_jobqueue.broker.bundles import Bundle, prepare_bundles, take_slot
 from tests.support import pool_at_work
 from tests.support.pool_at_work import Pool
 
@@ -54,11 +57,13 @@ class Request:
 
     bundle: Any = None
     time_start: Any = None
+    may_be_bundled = True
+    content_type, content_encoding = "application/json", "utf-8"
     app = app
 
     def __init__(self, name: str, *args: Any) -> None:
         self.id = self.type = self.name = f"b.{name}"
-        self._payload = (args, {}, {})
+        self.body = json.dumps((args, {}, {}))
         self.request_dict = {"id": self.id, "task": self.name, "args": args, "kwargs": {}, "retries": 0, "delivery_info": {}}
         self.told: list[Any] = []
 
@@ -89,7 +94,9 @@ class Runs:
         self.pool = Pool(processes)
         self.requests = list(requests)
         self.back: list[list[Any]] = []
-        self.bundle = Bundle(list(requests), lambda _, back: self.back.append(back))
+        slot = take_slot()
+        assert slot is not None
+        self.bundle = Bundle(list(requests), slot, lambda _, back: self.back.append(back))
 
     def enter(self) -> None:
         self.pool._pool = self.pool.pool  # type: ignore[attr-defined]
@@ -176,14 +183,28 @@ def revoked() -> Any:
 
 
 def refused() -> Any:
-    """The pool cannot take it: nothing of it stays there."""
-    runs = Runs(Request("same", 1), Request("same", lambda: None))
+    """The pool cannot take one of them: nothing stays there, and each is to enter by itself."""
+    runs = Runs(Request("same", 1), Request("same", 2))
+    runs.requests[1].request_dict["args"] = (lambda: None,)
     try:
         runs.enter()
-    except Exception:
-        back = [runs.requests.index(request) for request in runs.bundle.dissolve()]
-        return back, len(runs.pool.pool._cache), len(bundles._free)
+    except TaskRevokedError:
+        return runs.end(), len(runs.pool.pool._cache), [request.may_be_bundled for request in runs.requests]
     return "taken"
+
+
+def freed() -> Any:
+    """What is over is kept by nobody: neither one that ended, nor one that failed, nor one that was taken back."""
+    gc.disable()
+    kept = []
+    for arguments in (["same", 2], ["exit"]):
+        runs = Runs(Request("same", 1), Request(*arguments), Request("same", 3))
+        runs.enter()
+        runs.end()
+        watched = [ref(runs.bundle), *map(ref, runs.requests)]
+        del runs.bundle, runs.requests, runs.back
+        kept.append([found() is not None for found in watched])
+    return kept
 
 
 if __name__ == "__main__":

@@ -56,4 +56,11 @@ def test_what_is_revoked_does_not_enter() -> None:
 
 
 def test_what_the_pool_refuses_leaves_nothing_there() -> None:
-    assert came_of("refused") == [[0, 1], 0, 2]
+    end, in_pool, may_be_bundled = came_of("refused")
+    assert end == [[[], []], [0, 1], True]
+    assert (in_pool, may_be_bundled) == (0, [False, False])
+
+
+def test_what_is_over_is_kept_by_nobody() -> None:
+    """Not even until the garbage is collected: requests hold their messages."""
+    assert came_of("freed") == [[False] * 4, [False] * 4]

@@ -34,7 +34,8 @@ _REACH = 32
 #: Seconds of work that a process has started ahead at most of quick tasks that are acknowledged early, and how many jobs that are
 #: at most; at least it is one. Killed in between, the worker has lost them. 0, 1 and 3 jobs: 960, 2,070 and 3,140 jobs/s with two
 #: processes; 3 and 7 (in bundles, another day): 2,380 and 2,950, and 15 are no faster. Solo, 3, 5 and 7: 2,410, 3,640 and 3,980.
-_RISKED, _MOST_RISKED = 0.002, 7
+#: Threads do not gain from more than 3.
+_RISKED, _MOST_RISKED, _MOST_RISKED_IN_THREADS = 0.002, 7, 3
 #: Celery's worker_prefetch_multiplier, unless it is set; who sets a smaller one wants fewer jobs held than that.
 _USUAL_MULTIPLIER = 4
 #: Seconds without an end of any job, after which what was started ahead goes back: what runs is not quick after all.
@@ -155,7 +156,8 @@ class Gate(Door):
             self._names, self._arrays = (late, once), (text_array(late), text_array(once))
         usual = late and self.in_turn and self._consumer.initial_prefetch_count >= _USUAL_MULTIPLIER * self.processes
         self._stretch = max(0, min(_REACH - self._window, int(QUICK * self.processes / self.pace.slowest))) if usual else 0
-        risk = max(1, min(_MOST_RISKED, int(_RISKED / self.pace.slowest))) if once else 0
+        most = _MOST_RISKED_IN_THREADS if self.threads else _MOST_RISKED
+        risk = max(1, min(most, int(_RISKED / self.pace.slowest))) if once else 0
         self._risk = risk if self.in_turn or self.solo else 0
 
     @property

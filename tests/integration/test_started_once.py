@@ -1,4 +1,4 @@
-"""Quick tasks that are acknowledged early: some are started ahead, one to seven per process, and go back if they cannot run."""
+"""Quick tasks acknowledged early: some are started ahead, up to seven per process, three per thread, and go back if need be."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def behind_a_slow_one(request: pytest.FixtureRequest, app: Celery, database_url:
 
 
 @pytest.mark.parametrize(("pool", "processes", "most"), [
-    ("prefork", 1, 8), ("prefork", 2, 16), ("threads", 1, 8), ("threads", 2, 16), ("solo", 1, 8)])
+    ("prefork", 1, 8), ("prefork", 2, 16), ("threads", 1, 4), ("threads", 2, 8), ("solo", 1, 8)])
 def test_few_are_started_ahead(pool: str, processes: int, most: int, app: Celery, database_url: str, start_worker: Start,
                                quick: str) -> None:
     start_worker("-P", pool, "-c", str(processes), "--prefetch-multiplier", "32", TEST_ACKS="early")
